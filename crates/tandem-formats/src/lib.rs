@@ -1,0 +1,11 @@
+//! Files of weights: GGUF and safetensors, read and written, and the block formats of quantized weights.
+//!
+//! Knows nothing about models. Files come from strangers, so every size, offset and count is checked against
+//! the file's length before anything is allocated or read.
+#![forbid(unsafe_code)]
+
+mod dtype;
+mod error;
+
+pub use dtype::DType;
+pub use error::{FormatError, Result};

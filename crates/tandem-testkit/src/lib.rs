@@ -1,0 +1,2 @@
+//! Helpers for tests.
+#![forbid(unsafe_code)]

@@ -58,7 +58,7 @@ pub fn convert(
     match checkpoint.text() {
         Ok(text) => text.to_gguf(&mut keys, checkpoint.config().vocab_size)?,
         // A model without a tokenizer is a model all the same (the tests have one).
-        Err(e) if e.is_missing_tokenizer() => {}
+        Err(ModelError::NoTokenizer { .. }) => {}
         Err(e) => return Err(e),
     }
     let tensors = declare(checkpoint, types)?;

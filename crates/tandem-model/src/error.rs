@@ -20,6 +20,17 @@ pub enum ModelError {
         /// What is wrong, on one line.
         message: String,
     },
+    /// The model comes without a tokenizer: it can be computed with, but not talked to.
+    #[error("{}: tokenizer: expected {expected}, found none", path.display())]
+    NoTokenizer {
+        /// The model.
+        path: PathBuf,
+        /// Where a tokenizer would be.
+        expected: &'static str,
+    },
+    /// The user stopped it.
+    #[error("interrupted")]
+    Interrupted,
     /// A chat template that cannot be compiled or rendered, or that refuses the conversation.
     #[error("chat template: {message}")]
     Template {

@@ -6,7 +6,7 @@ use tandem_formats::gguf::Metadata;
 use tandem_formats::{FormatError, InputFile};
 
 use crate::chat::ChatTemplate;
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 use crate::tokenizer::{GgmlVocab, Tokenizer, TokenizerConfig};
 
 /// Tokenizers are a few megabytes; this bounds what a stranger's folder makes us read.
@@ -18,7 +18,7 @@ pub struct Text {
     pub tokenizer: Tokenizer,
     /// The chat template, where the model has one.
     pub template: Option<ChatTemplate>,
-    template_source: Option<String>,
+    config: TokenizerConfig,
 }
 
 /// Where a checkpoint's text side comes from; loaded only when asked for, since `inspect` does without.
@@ -38,40 +38,38 @@ impl TextSource {
     pub(crate) fn load(&self, path: &Path, vocab_size: usize) -> Result<Text> {
         match self {
             Self::Folder => from_folder(path, vocab_size),
-            Self::Gguf { vocab: None, .. } => {
-                Err(FormatError::invalid(path, "tokenizer.ggml.tokens", "a list of tokens", "no such key")
-                    .into())
-            }
+            Self::Gguf { vocab: None, .. } => Err(ModelError::NoTokenizer {
+                path: path.to_owned(),
+                expected: "key `tokenizer.ggml.tokens`",
+            }),
             Self::Gguf { vocab: Some(vocab), template } => {
                 let tokenizer = Tokenizer::from_ggml(path, vocab)?;
                 tokenizer.check_fits(path, vocab_size)?;
                 let name = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
-                let (bos, eos) = (name(vocab.bos), name(vocab.eos));
-                Text::new(tokenizer, template.clone(), bos, eos)
+                let config = TokenizerConfig {
+                    chat_template: template.clone(),
+                    bos_token: name(vocab.bos),
+                    eos_token: name(vocab.eos),
+                    unk_token: name(vocab.unk),
+                    pad_token: name(vocab.pad),
+                    model_max_length: None,
+                };
+                Text::new(tokenizer, config)
             }
         }
     }
 }
 
 impl Text {
-    fn new(
-        tokenizer: Tokenizer,
-        template_source: Option<String>,
-        bos: Option<String>,
-        eos: Option<String>,
-    ) -> Result<Self> {
-        let template = template_source
-            .as_deref()
-            .map(|source| ChatTemplate::new(source, bos.as_deref(), eos.as_deref()))
-            .transpose()?;
-        Ok(Self { tokenizer, template, template_source })
+    fn new(tokenizer: Tokenizer, config: TokenizerConfig) -> Result<Self> {
+        Ok(Self { tokenizer, template: config.compile_chat_template()?, config })
     }
 
     /// Adds the keys that carry tokenizer and template in a GGUF file: ours, which are exact, and GGML's, which
     /// other programs read.
     pub fn to_gguf(&self, keys: &mut Metadata, vocab_size: usize) -> Result<()> {
-        self.tokenizer.to_ggml(vocab_size)?.to_gguf(keys);
-        if let Some(source) = &self.template_source {
+        self.tokenizer.to_ggml(vocab_size, &self.config)?.to_gguf(keys);
+        if let Some(source) = &self.config.chat_template {
             keys.insert("tokenizer.chat_template", source.clone());
         }
         Ok(())
@@ -85,22 +83,23 @@ fn from_folder(folder: &Path, vocab_size: usize) -> Result<Text> {
     };
     let path = folder.join("tokenizer.json");
     let Some(json) = read("tokenizer.json")? else {
-        let found = "no such file; download it from the model's page";
-        return Err(FormatError::invalid(&path, "tokenizer", "tokenizer.json in the folder", found).into());
+        return Err(ModelError::NoTokenizer {
+            path: folder.to_owned(),
+            expected: "tokenizer.json in the folder",
+        });
     };
     let tokenizer = Tokenizer::from_json_bytes(&path, &json)?;
     tokenizer.check_fits(&path, vocab_size)?;
-    let config = match read("tokenizer_config.json")? {
+    let mut config = match read("tokenizer_config.json")? {
         Some(json) => TokenizerConfig::from_json_bytes(&folder.join("tokenizer_config.json"), &json)?,
         None => TokenizerConfig::default(),
     };
     // A template in a file of its own is the newer convention and wins.
     let template_path = folder.join("chat_template.jinja");
-    let source = match read("chat_template.jinja")? {
-        Some(bytes) => Some(String::from_utf8(bytes).map_err(|e| {
-            FormatError::invalid(&template_path, "content", "UTF-8 text", e)
-        })?),
-        None => config.chat_template,
-    };
-    Text::new(tokenizer, source, config.bos_token, config.eos_token)
+    if let Some(bytes) = read("chat_template.jinja")? {
+        let source = String::from_utf8(bytes)
+            .map_err(|e| FormatError::invalid(&template_path, "content", "UTF-8 text", e))?;
+        config.chat_template = Some(source);
+    }
+    Text::new(tokenizer, config)
 }

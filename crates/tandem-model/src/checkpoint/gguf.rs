@@ -66,8 +66,9 @@ fn rows(file: &GgufFile, name: &str) -> Result<usize> {
 }
 
 fn special_ids(keys: &Metadata, vocab: Option<&GgmlVocab>) -> Result<SpecialIds> {
-    let mut stop: Vec<u32> = match keys.u32s(STOP_IDS_KEY)? {
-        Some(ids) => ids,
+    let mut stop: Vec<u32> = match keys.i32s(STOP_IDS_KEY)? {
+        // A negative number is no id and can never come up.
+        Some(ids) => ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect(),
         None => {
             let named = vocab.into_iter().flat_map(|v| {
                 STOP_TOKENS.iter().filter_map(|name| v.tokens.iter().position(|t| t == name))
@@ -99,6 +100,7 @@ impl SpecialIds {
         put("tokenizer.ggml.bos_token_id", self.bos);
         put("tokenizer.ggml.eos_token_id", self.stop.first().copied());
         put("tokenizer.ggml.padding_token_id", self.pad);
-        keys.insert(STOP_IDS_KEY, self.stop.clone());
+        let stop: Vec<i32> = self.stop.iter().filter_map(|&id| i32::try_from(id).ok()).collect();
+        keys.insert(STOP_IDS_KEY, stop);
     }
 }

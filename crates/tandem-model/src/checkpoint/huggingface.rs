@@ -26,12 +26,12 @@ pub(super) fn open(folder: &Path) -> Result<Checkpoint> {
     let shards = shard_paths(folder)?
         .iter()
         .map(|path| SafetensorsFile::open(path))
-        .collect::<Result<Vec<_>, _>>()?;
+        .collect::<tandem_formats::Result<Vec<_>>>()?;
     let tensors = merge(&shards)?;
     let files = shards
         .iter()
         .map(|shard| InputFile::open(shard.file().path()))
-        .collect::<Result<Vec<_>, _>>()?;
+        .collect::<tandem_formats::Result<Vec<_>>>()?;
     let entries = place_all(&config, folder, &files, |id| {
         let name = id.hf_name();
         let found = match tensors.get(name.as_str()) {

@@ -6,6 +6,7 @@
 mod gguf;
 mod huggingface;
 mod summary;
+mod vocab;
 
 use std::collections::HashMap;
 use std::ops::Range;

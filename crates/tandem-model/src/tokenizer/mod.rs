@@ -9,7 +9,6 @@
 mod check;
 mod config;
 mod from_gguf;
-mod keys;
 mod to_gguf;
 
 use std::collections::HashSet;

@@ -1,4 +1,4 @@
-//! A tokenizer as the vocabulary of a GGUF file, so that other programs can read it too.
+//! A tokenizer as the `tokenizer.ggml.*` keys of a GGUF file, so that other programs can read it too.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 use tandem_formats::FormatError;
 
 use super::from_gguf::TokenType;
-use super::{GgmlVocab, Tokenizer};
+use super::{GgmlVocab, Tokenizer, TokenizerConfig};
 use crate::{ModelError, Result};
 
 /// The score of ids without a token, as the usual converter writes it.
@@ -14,11 +14,11 @@ const UNUSED_SCORE: f32 = -10_000.0;
 
 impl Tokenizer {
     /// The vocabulary in GGUF's terms, with `rows` ids (the model's `vocab_size`); ids without a token get a name and
-    /// the type "unused". Which tokens are BOS, EOS and padding is not the tokenizer's to know: those are left open.
+    /// the type "unused". The names of BOS, EOS and padding tokens come from `config`.
     ///
     /// # Errors
     /// When a token's id does not fit `rows`.
-    pub fn to_ggml(&self, rows: usize) -> Result<GgmlVocab> {
+    pub fn to_ggml(&self, rows: usize, config: &TokenizerConfig) -> Result<GgmlVocab> {
         self.check_fits(&self.path, rows)?;
         let rows = u32::try_from(rows)
             .map_err(|_| FormatError::invalid(&self.path, "vocab_size", "at most 2^32", rows))?;
@@ -26,6 +26,7 @@ impl Tokenizer {
             .map_err(|e| ModelError::tokenizer(&self.path, e))?;
         let merges = merges(&model);
         let byte_level = self.pieces.is_byte_level();
+        let named = |name: &Option<String>| name.as_deref().and_then(|name| self.id(name));
         let unk = model["unk_token"].as_str().and_then(|token| self.id(token));
         let tokens: Vec<String> =
             (0..rows).map(|id| self.token(id).unwrap_or_else(|| format!("[PAD{id}]"))).collect();
@@ -38,10 +39,10 @@ impl Tokenizer {
             merges: byte_level
                 .then(|| merges.iter().map(|(left, right)| format!("{left} {right}")).collect()),
             tokens,
-            bos: None,
-            eos: None,
+            bos: named(&config.bos_token),
+            eos: named(&config.eos_token),
             unk,
-            pad: None,
+            pad: named(&config.pad_token),
             add_bos: Some(self.adds_tokens()?),
             add_space_prefix: (!byte_level).then(|| self.pieces.drops_leading_space()),
             architecture: None,

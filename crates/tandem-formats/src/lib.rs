@@ -4,8 +4,14 @@
 //! the file's length before anything is allocated or read.
 #![forbid(unsafe_code)]
 
+pub mod blocks;
 mod dtype;
 mod error;
+pub mod gguf;
+mod io;
+pub mod safetensors;
+mod text;
 
 pub use dtype::DType;
 pub use error::{FormatError, Result};
+pub use io::{AtomicFile, InputFile};

@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 /// operations of one token are a few microseconds; waking a sleeper costs tens.
 const SPIN: Duration = Duration::from_micros(50);
 
-/// What every member runs, with its own number.
-type Job = dyn Fn(usize) + Sync;
+/// What every member runs, with its own number. The lifetime is erased: see [`Shared::start`].
+type Job = &'static (dyn Fn(usize) + Sync);
 
 thread_local! {
     /// Whether this thread is running a share of some team's job.
@@ -80,14 +80,14 @@ impl ThreadTeam {
         if self.workers.is_empty() || INSIDE.get() {
             return (0..self.threads()).for_each(f);
         }
-        let _turn = lock(&self.turn);
+        let turn = lock(&self.turn);
         self.shared.start(f, self.workers.len());
         let own = catch_unwind(AssertUnwindSafe(|| as_member(|| f(0))));
         self.shared.finish();
         let others = lock(&self.shared.panic).take();
         // `f` is no longer in use by anyone: from here on this function may unwind.
         if let Some(panic) = own.err().or(others) {
-            drop(_turn);
+            drop(turn);
             resume_unwind(panic);
         }
     }
@@ -134,7 +134,7 @@ struct Shared {
     /// Counts the jobs; a change tells workers that there is one, or that `stop` is set.
     round: AtomicUsize,
     /// The job of this round. Written by the caller between rounds, read by workers within one.
-    job: UnsafeCell<Option<&'static Job>>,
+    job: UnsafeCell<Option<Job>>,
     /// Workers that have not finished this round.
     busy: AtomicUsize,
     stop: AtomicBool,
@@ -173,10 +173,10 @@ impl Shared {
     }
 
     /// Starts a round. The caller must not return or unwind before `finish`, as workers use `f` until then.
-    fn start(&self, f: &Job, workers: usize) {
+    fn start(&self, f: &(dyn Fn(usize) + Sync), workers: usize) {
         // SAFETY: only the lifetime changes. `ThreadTeam::run`, the only caller, calls `finish` before it
         // returns or unwinds, and after `finish` no worker reads the job before the next `start` replaces it.
-        let job = unsafe { std::mem::transmute::<&Job, &'static Job>(f) };
+        let job = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), Job>(f) };
         // SAFETY: see `Sync`: the last round is over and this one has not begun, so nobody reads.
         unsafe { *self.job.get() = Some(job) };
         self.busy.store(workers, Ordering::Relaxed);

@@ -37,16 +37,12 @@ pub enum RuntimeError {
     #[error("the prompt is empty: the model needs at least one token to continue from")]
     EmptyPrompt,
     /// The prompt does not fit the context.
-    #[error(
-        "the prompt has {tokens} tokens, but the context holds {context}: shorten the prompt{hint}"
-    )]
+    #[error("the prompt has {tokens} tokens, but the context holds only {context}: shorten the prompt")]
     PromptTooLong {
         /// Tokens of the prompt.
         tokens: usize,
         /// Tokens of the context.
         context: usize,
-        /// What else would help, where something would.
-        hint: String,
     },
     /// An id is beyond the vocabulary.
     #[error("token id {id}: expected less than the vocabulary size {vocab_size}")]

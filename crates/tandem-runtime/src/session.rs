@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use tandem_memory::{KvCache, KvType};
-use tandem_model::detokenize::Detokenizer;
+use tandem_model::detokenize::{Detokenizer, Special};
 use tandem_model::tokenizer::Tokenizer;
 
 use crate::error::{Result, RuntimeError};
@@ -167,11 +167,8 @@ impl Session {
             return Err(RuntimeError::EmptyPrompt);
         }
         if prompt.len() > self.context() {
-            return Err(RuntimeError::PromptTooLong {
-                tokens: prompt.len(),
-                context: self.context(),
-                hint: String::new(),
-            });
+            let (tokens, context) = (prompt.len(), self.context());
+            return Err(RuntimeError::PromptTooLong { tokens, context });
         }
         let common = self.ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let common = common.min(prompt.len() - 1);
@@ -217,7 +214,7 @@ impl<'a> Output<'a> {
         listener: &'a mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Self {
         Self {
-            detokenizer: Detokenizer::new(tokenizer, true),
+            detokenizer: Detokenizer::new(tokenizer, Special::Skip),
             filter: StopFilter::new(&request.stop_strings),
             listener,
             text: String::new(),

@@ -167,6 +167,8 @@ fn a_write_that_the_system_refuses_leaves_nothing() {
     assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
     let expected = format!("{}: cannot write: File too large", path.display());
     assert!(stdout.contains(&expected), "{stdout}");
+    let expected = format!("{}: cannot write: an earlier write failed", path.display());
+    assert!(stdout.contains(&expected), "{stdout}");
     assert_eq!(names_in(dir.path()), ["weights.bin"]);
     assert_eq!(fs::read(&path).unwrap(), b"old");
 }

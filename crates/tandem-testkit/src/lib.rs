@@ -1,2 +1,29 @@
-//! Helpers for tests.
+//! Helpers for tests: where the test data lies, and the Python environment whose packages serve as oracles.
+//!
+//! Depends on no other crate of the workspace, so that every one of them can use it in its tests. Everything here
+//! panics instead of returning errors: a test that cannot get its data or its oracle has failed.
 #![forbid(unsafe_code)]
+
+mod python;
+mod rng;
+
+use std::path::{Path, PathBuf};
+
+pub use python::{python, run_python};
+pub use rng::Rng;
+
+/// A file or folder under the workspace's `testdata`.
+///
+/// # Panics
+/// When it does not exist.
+pub fn testdata(rel: &str) -> PathBuf {
+    let path = workspace_root().join("testdata").join(rel);
+    assert!(path.exists(), "no test data at {}", path.display());
+    path
+}
+
+/// The workspace this crate was compiled in.
+fn workspace_root() -> &'static Path {
+    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    crate_dir.ancestors().nth(2).expect("the crate lies in crates/tandem-testkit")
+}

@@ -9,6 +9,8 @@ pub mod config;
 pub mod convert;
 pub mod detokenize;
 mod error;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod reference;
 pub mod router;
 mod text;

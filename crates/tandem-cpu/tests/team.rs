@@ -61,7 +61,9 @@ fn plain_memory_written_by_members_is_seen_by_the_caller_and_the_next_round() {
 fn chunks_cover_every_item_once() {
     for threads in SIZES {
         let team = ThreadTeam::new(threads).unwrap();
-        for (items, chunk) in [(0, 1), (1, 1), (7, 0), (7, 100), (100, 7), (1000, 1), (64, 64), (65, 64)] {
+        for (items, chunk) in
+            [(0, 1), (1, 1), (7, 0), (7, 100), (100, 7), (1000, 1), (64, 64), (65, 64)]
+        {
             let counts: Vec<_> = (0..items).map(|_| AtomicUsize::new(0)).collect();
             team.for_each_chunk(items, chunk, &|range| {
                 assert!(!range.is_empty() && range.len() <= chunk.max(1));

@@ -1,7 +1,7 @@
 //! What `transformers` computes, for tests of everything that computes the same.
 //!
-//! The oracle of this project is this data and never another implementation of ours. A test of an engine asks for a
-//! [`Golden`] set, runs its prompts and hands the results to the `check_*` methods, which panic with what differs.
+//! The oracle of this project is this data and never another implementation of ours. A test of an engine asks for
+//! a set of [`Prompt`]s, runs them and hands the results to the `check_*` methods, which panic with what differs.
 #![forbid(unsafe_code)]
 
 mod stories;
@@ -13,13 +13,7 @@ use tandem_testkit::testdata;
 
 pub use stories::{stories_bf16, write_corrections};
 
-/// Prompts with what the reference makes of them.
-pub struct Golden {
-    /// The model's folder; `stories` has its weights elsewhere: see [`stories_bf16`].
-    pub prompts: Vec<Prompt>,
-}
-
-/// One prompt.
+/// One prompt with what the reference makes of it.
 pub struct Prompt {
     /// Name in the data, for messages.
     pub name: String,
@@ -29,7 +23,9 @@ pub struct Prompt {
     pub logits: Vec<f32>,
     /// Greedy continuation; ends early at a stop id where the model has any.
     pub greedy: Vec<u32>,
-    /// What the router did, where the data has it.
+    /// Router logits, `layers x tokens x experts`; empty where the data has none.
+    pub router_logits: Vec<f32>,
+    /// What the router made of them, where the data has it.
     pub router: Option<RouterChoices>,
 }
 
@@ -40,8 +36,6 @@ pub struct RouterChoices {
     pub experts: Vec<u32>,
     /// Their weights.
     pub weights: Vec<f32>,
-    /// Router logits, `layers x tokens x experts`.
-    pub logits: Vec<f32>,
 }
 
 /// The folder of the small random model: 4 layers, hidden 128, 16 experts, no tokenizer.
@@ -50,12 +44,12 @@ pub fn golden_model() -> PathBuf {
 }
 
 /// Data of the small random model.
-pub fn golden() -> Golden {
+pub fn golden() -> Vec<Prompt> {
     load("golden/golden.safetensors")
 }
 
 /// Data of the small trained model.
-pub fn stories() -> Golden {
+pub fn stories() -> Vec<Prompt> {
     load("stories/golden.safetensors")
 }
 
@@ -72,25 +66,32 @@ fn open(file: &str) -> SafetensorsFile {
     SafetensorsFile::open(&testdata(file)).expect("golden data")
 }
 
-fn load(file: &str) -> Golden {
+fn load(file: &str) -> Vec<Prompt> {
     let file = open(file);
     let ids = |name: String| -> Vec<u32> {
         let ids = file.read_i32(&name).expect("golden data");
         ids.into_iter().map(|id| u32::try_from(id).expect("an id")).collect()
     };
     let f32s = |name: String| file.read_f32(&name).expect("golden data");
-    let prompts = (0..3).map(|n| Prompt {
-        name: format!("p{n}"),
-        ids: ids(format!("p{n}.input_ids")),
-        logits: f32s(format!("p{n}.logits")),
-        greedy: ids(format!("p{n}.greedy")),
-        router: file.tensors().contains_key(&format!("p{n}.router_idx")).then(|| RouterChoices {
-            experts: ids(format!("p{n}.router_idx")),
-            weights: f32s(format!("p{n}.router_w")),
-            logits: f32s(format!("p{n}.router_logits")),
-        }),
-    });
-    Golden { prompts: prompts.collect() }
+    let prompt = |n: usize| {
+        let has_router = file.tensors().contains_key(&format!("p{n}.router_idx"));
+        Prompt {
+            name: format!("p{n}"),
+            ids: ids(format!("p{n}.input_ids")),
+            logits: f32s(format!("p{n}.logits")),
+            greedy: ids(format!("p{n}.greedy")),
+            router_logits: if has_router {
+                f32s(format!("p{n}.router_logits"))
+            } else {
+                Vec::new()
+            },
+            router: has_router.then(|| RouterChoices {
+                experts: ids(format!("p{n}.router_idx")),
+                weights: f32s(format!("p{n}.router_w")),
+            }),
+        }
+    };
+    (0..3).map(prompt).collect()
 }
 
 impl Prompt {

@@ -106,7 +106,12 @@ fn layout(demo: &GgufFile) -> Vec<Placed> {
     for (name, info) in demo.tensors() {
         let (hf_name, stacked) = hf_name(name);
         if !stacked {
-            all.push(Placed { hf_name, shape: info.shape.clone(), gguf_name: name.clone(), expert: 0 });
+            all.push(Placed {
+                hf_name,
+                shape: info.shape.clone(),
+                gguf_name: name.clone(),
+                expert: 0,
+            });
             continue;
         }
         for expert in 0..info.shape[0] {
@@ -129,7 +134,8 @@ fn hf_name(gguf: &str) -> (String, bool) {
         "output_norm" => "model.norm",
         "output" => "lm_head",
         _ => {
-            let (layer, tail) = stem.trim_start_matches("blk.").split_once('.').expect("a layer's tensor");
+            let (layer, tail) =
+                stem.trim_start_matches("blk.").split_once('.').expect("a layer's tensor");
             let (tail, stacked) = match tail {
                 "attn_norm" => ("input_layernorm", false),
                 "ffn_norm" => ("post_attention_layernorm", false),

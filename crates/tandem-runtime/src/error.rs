@@ -37,7 +37,9 @@ pub enum RuntimeError {
     #[error("the prompt is empty: the model needs at least one token to continue from")]
     EmptyPrompt,
     /// The prompt does not fit the context.
-    #[error("the prompt has {tokens} tokens, but the context holds only {context}: shorten the prompt")]
+    #[error(
+        "the prompt has {tokens} tokens, but the context holds only {context}: shorten the prompt"
+    )]
     PromptTooLong {
         /// Tokens of the prompt.
         tokens: usize,
@@ -53,7 +55,9 @@ pub enum RuntimeError {
         vocab_size: usize,
     },
     /// Logits are NaN or infinite.
-    #[error("the model's logits are not finite: its numbers have overflown, the weights may be damaged")]
+    #[error(
+        "the model's logits are not finite: its numbers have overflown, the weights may be damaged"
+    )]
     NoFiniteLogit,
 }
 

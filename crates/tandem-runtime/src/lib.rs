@@ -4,6 +4,7 @@
 mod error;
 mod executor;
 mod model;
+pub mod perplexity;
 mod sampling;
 mod session;
 mod stop;

@@ -12,10 +12,8 @@ use tandem_formats::AtomicFile;
 const RELATIVE: &str = "models/stories/stories-17m.gguf";
 
 /// The same file, carried in the program.
-static EMBEDDED: &[u8] = include_bytes!(concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../../models/stories/stories-17m.gguf"
-));
+static EMBEDDED: &[u8] =
+    include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/stories/stories-17m.gguf"));
 
 /// A path to the demo model; written to the user's cache folder where the program finds no file of its own.
 pub(crate) fn path() -> anyhow::Result<PathBuf> {

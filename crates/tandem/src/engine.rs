@@ -39,6 +39,7 @@ impl Engine {
             sampling: options.sampling(),
             stop_ids: self.checkpoint.special_ids().stop.clone(),
             stop_strings: options.stop.clone(),
+            continues_prompt: false,
         }
     }
 
@@ -77,7 +78,10 @@ pub(crate) fn open(model: Option<&str>, compute: &ComputeOptions) -> anyhow::Res
 }
 
 /// Loads the weights, with a progress bar, and starts the threads.
-pub(crate) fn executor(checkpoint: &Checkpoint, compute: &ComputeOptions) -> anyhow::Result<Executor> {
+pub(crate) fn executor(
+    checkpoint: &Checkpoint,
+    compute: &ComputeOptions,
+) -> anyhow::Result<Executor> {
     let threads = compute.threads();
     let bar = progress::bytes(checkpoint.summary().total().bytes, "loading");
     let model = Model::load(checkpoint, threads, &|bytes| bar.inc(bytes))?;
@@ -94,7 +98,9 @@ pub(crate) fn session(
     let made_for = checkpoint.config().context_length;
     let context = compute.ctx.unwrap_or(made_for);
     if context > made_for {
-        bail!("--ctx: expected at most {made_for} tokens, which this model was made for, found {context}");
+        bail!(
+            "--ctx: expected at most {made_for} tokens, which this model was made for, found {context}"
+        );
     }
     Ok(Session::new(executor, context, compute.kv_type.into())?)
 }
@@ -121,19 +127,22 @@ fn looks_like_hub_name(model: &str) -> bool {
     let (Some(organisation), Some(name), None) = (parts.next(), parts.next(), parts.next()) else {
         return false;
     };
-    let plain = |s: &str| !s.is_empty() && !s.starts_with(['.', '~']) && !s.contains(char::is_whitespace);
+    let plain =
+        |s: &str| !s.is_empty() && !s.starts_with(['.', '~']) && !s.contains(char::is_whitespace);
     plain(organisation) && plain(name) && (!name.ends_with(".gguf") || name.contains(':'))
 }
 
 #[cfg(feature = "hub")]
 fn fetch(model: &str) -> anyhow::Result<PathBuf> {
     use tandem_model::hub;
-    Ok(hub::fetch_model(model, &hub::HubOptions::from_env())?)
+    Ok(hub::fetch_model(model, None, &hub::HubOptions::from_env())?)
 }
 
 #[cfg(not(feature = "hub"))]
 fn fetch(model: &str) -> anyhow::Result<PathBuf> {
-    bail!("{model}: no such file or folder, and this program was built without the feature `hub` for downloads")
+    bail!(
+        "{model}: no such file or folder, and this program was built without the feature `hub` for downloads"
+    )
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub(crate) fn count(total: u64, what: &str) -> ProgressBar {
 
 /// indicatif draws to stderr, and draws nothing where stderr is no terminal.
 fn bar(total: u64, what: &str, template: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(what.to_owned())
 }

@@ -68,7 +68,11 @@ pub(crate) fn logits(args: &LogitsArgs) -> anyhow::Result<ExitCode> {
         logits.drain(..logits.len() - checkpoint.config().vocab_size);
     }
     save(args, &checkpoint, &ids, &logits, &trace)?;
-    eprintln!("{}: logits of {} tokens", args.out.display(), logits.len() / checkpoint.config().vocab_size);
+    eprintln!(
+        "{}: logits of {} tokens",
+        args.out.display(),
+        logits.len() / checkpoint.config().vocab_size
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -117,7 +121,9 @@ fn save(
         }
         Ok(bytes)
     };
-    let f32s = |values: &mut dyn Iterator<Item = f32>| -> Vec<u8> { values.flat_map(f32::to_le_bytes).collect() };
+    let f32s = |values: &mut dyn Iterator<Item = f32>| -> Vec<u8> {
+        values.flat_map(f32::to_le_bytes).collect()
+    };
     let input = i32s(&mut ids.iter().map(|&id| id as usize))?;
     let logits_bytes = f32s(&mut logits.iter().copied());
     let router_logits = f32s(&mut trace.logits.iter().flatten().copied());

@@ -51,7 +51,10 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     interrupt::install()?;
     let input = engine::locate(Some(&args.input))?;
     if same_file(&input, &args.output) {
-        bail!("{}: expected another file than the input, found the same one", args.output.display());
+        bail!(
+            "{}: expected another file than the input, found the same one",
+            args.output.display()
+        );
     }
     let checkpoint = Checkpoint::open(&input)?;
     let weights = checkpoint.summary().total().weights;

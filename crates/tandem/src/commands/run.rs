@@ -7,12 +7,12 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Args;
 use tandem_model::chat::Message;
-use tandem_runtime::FinishReason;
+use tandem_runtime::{FinishReason, Request};
 
 use crate::engine::Engine;
+use crate::interrupt;
 use crate::options::{ComputeOptions, GenerateOptions, ModelOption};
 use crate::report::Statistics;
-use crate::interrupt;
 
 /// Answer a prompt: the text goes to stdout as it is written, statistics to stderr
 #[derive(Args)]
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         eprintln!("{}", engine.describe());
     }
     let ids = prompt_ids(&engine, args, &prompt)?;
-    let request = engine.request(&args.generate);
+    let request = Request { continues_prompt: args.raw, ..engine.request(&args.generate) };
     let mut output = Output { json: args.json, error: None };
     let generated = engine.session.generate(
         &mut engine.executor,
@@ -80,7 +80,10 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     } else if !args.quiet {
         eprintln!("{}", statistics.line());
         if generated.finish == FinishReason::ContextFull {
-            eprintln!("the answer ends here because the context of {} tokens is full", engine.session.context());
+            eprintln!(
+                "the answer ends here because the context of {} tokens is full",
+                engine.session.context()
+            );
         }
     }
     let interrupted = generated.finish == FinishReason::Cancelled;

@@ -63,6 +63,8 @@ pub(crate) fn tokenize(args: &TokenizeArgs) -> anyhow::Result<ExitCode> {
 pub(crate) fn parse_ids(text: &str) -> anyhow::Result<Vec<u32>> {
     text.split(|c: char| c == ',' || c.is_whitespace())
         .filter(|word| !word.is_empty())
-        .map(|word| word.parse().with_context(|| format!("token id: expected a number, found `{word}`")))
+        .map(|word| {
+            word.parse().with_context(|| format!("token id: expected a number, found `{word}`"))
+        })
         .collect()
 }

@@ -1,7 +1,11 @@
-//! See the crate's description.
+//! Memory that every device can address: the weight store and the KV cache.
 
 mod aligned;
+mod error;
 mod kv;
+mod store;
 
 pub use aligned::{AlignedBuffer, AllocError, Element};
+pub use error::MemoryError;
 pub use kv::{KvCache, KvData, KvError, KvLayer, KvType};
+pub use store::{StoredTensor, WeightStore};

@@ -1,0 +1,131 @@
+//! HF model folders: `config.json`, one safetensors file or several with an index.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use tandem_formats::safetensors::{SafetensorsFile, TensorInfo};
+use tandem_formats::{FormatError, InputFile};
+
+use super::{Checkpoint, Container, Found, place_all};
+use crate::config::{PhimoeConfig, SpecialIds};
+use crate::error::Result;
+use crate::text::TextSource;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// JSON files of a model folder are a few kilobytes; tokenizers a few megabytes.
+pub(crate) const MAX_JSON_BYTES: u64 = 64 << 20;
+
+pub(super) fn open(folder: &Path) -> Result<Checkpoint> {
+    let config_path = folder.join("config.json");
+    let config_json = InputFile::open(&config_path)?.read_all(MAX_JSON_BYTES)?;
+    let config = PhimoeConfig::from_json_bytes(&config_path, &config_json)?;
+    let special = special_ids(folder, &config_path, &config_json)?;
+
+    let shards = shard_paths(folder)?
+        .iter()
+        .map(|path| SafetensorsFile::open(path))
+        .collect::<tandem_formats::Result<Vec<_>>>()?;
+    let tensors = merge(&shards)?;
+    let files = shards
+        .iter()
+        .map(|shard| InputFile::open(shard.file().path()))
+        .collect::<tandem_formats::Result<Vec<_>>>()?;
+    let entries = place_all(&config, folder, &files, |id| {
+        let name = id.hf_name();
+        let found = match tensors.get(name.as_str()) {
+            None => None,
+            Some(&(file, info)) => Some(Found {
+                dtype: info.dtype.to_weights().ok_or_else(|| {
+                    let field = format!("tensor `{name}` type");
+                    FormatError::invalid(files[file].path(), field, "F32, F16 or BF16", info.dtype.name())
+                })?,
+                shape: &info.shape,
+                offset: info.offset,
+                file,
+            }),
+        };
+        Ok((name, found))
+    })?;
+    Ok(Checkpoint {
+        path: folder.to_owned(),
+        config,
+        special,
+        files,
+        entries,
+        container: Container::HuggingFace,
+        text: TextSource::Folder,
+    })
+}
+
+/// `generation_config.json` has the last word on stop ids; `config.json` usually names only one of them.
+fn special_ids(folder: &Path, config_path: &Path, config_json: &[u8]) -> Result<SpecialIds> {
+    let path = folder.join("generation_config.json");
+    if !path.exists() {
+        return SpecialIds::from_json_bytes(config_path, config_json);
+    }
+    SpecialIds::from_json_bytes(&path, &InputFile::open(&path)?.read_all(MAX_JSON_BYTES)?)
+}
+
+/// The files that hold the tensors, each once.
+fn shard_paths(folder: &Path) -> Result<Vec<PathBuf>> {
+    let index = folder.join(INDEX);
+    if index.exists() {
+        return indexed_shards(folder, &index);
+    }
+    let single = folder.join(SINGLE);
+    if single.exists() {
+        return Ok(vec![single]);
+    }
+    let expected = format!("{SINGLE}, or {INDEX} and the files it names");
+    Err(FormatError::invalid(folder, "weights", expected, "neither").into())
+}
+
+/// The distinct files that the index names. They must lie in the folder itself.
+fn indexed_shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let json = InputFile::open(index)?.read_all(MAX_JSON_BYTES)?;
+    let parsed: Index = serde_json::from_slice(&json)
+        .map_err(|e| FormatError::invalid(index, "content", "a JSON object with weight_map", e))?;
+    let mut names: Vec<&String> = parsed.weight_map.values().collect();
+    names.sort();
+    names.dedup();
+    if names.is_empty() {
+        return Err(FormatError::invalid(index, "weight_map", "at least one file", "none").into());
+    }
+    names
+        .into_iter()
+        .map(|name| {
+            let mut parts = Path::new(name).components();
+            match (parts.next(), parts.next()) {
+                (Some(Component::Normal(_)), None) => Ok(folder.join(name)),
+                _ => {
+                    let found = format!("`{name}`");
+                    Err(FormatError::invalid(index, "weight_map", "names of files in this folder", found)
+                        .into())
+                }
+            }
+        })
+        .collect()
+}
+
+/// All tensors by name, with the number of their file.
+fn merge(shards: &[SafetensorsFile]) -> Result<BTreeMap<&str, (usize, &TensorInfo)>> {
+    let mut all = BTreeMap::new();
+    for (file, shard) in shards.iter().enumerate() {
+        for (name, info) in shard.tensors() {
+            if let Some((other, _)) = all.insert(name.as_str(), (file, info)) {
+                let found = format!("another in {}", shards[other].file().path().display());
+                let field = format!("tensor `{name}`");
+                return Err(
+                    FormatError::invalid(shard.file().path(), field, "one tensor of that name", found).into()
+                );
+            }
+        }
+    }
+    Ok(all)
+}

@@ -1,0 +1,173 @@
+//! Checkpoint to GGUF: re-encodes every tensor, a few megabytes at a time.
+//!
+//! Router and norms stay f32: they are small and decide a lot. What is written last is renamed last, so a file of
+//! the final name is always whole.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+use tandem_formats::gguf::{Metadata, TensorDecl, Writer};
+use tandem_formats::{DType, FormatError, blocks};
+
+use crate::catalogue::Component;
+use crate::error::{ModelError, Result};
+use crate::{Checkpoint, TensorId};
+
+/// Weights re-encoded at once. Bounds memory: three buffers of 4 bytes a weight at most.
+const CHUNK_WEIGHTS: usize = 4 << 20;
+
+/// Weights one thread re-encodes at a time.
+const TASK_WEIGHTS: usize = 64 << 10;
+
+/// Encodings of the file to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvertTypes {
+    /// Attention projections and experts.
+    pub matrices: DType,
+    /// Embedding and lm_head.
+    pub output: DType,
+}
+
+impl ConvertTypes {
+    /// Encodings that can be written.
+    pub const WRITABLE: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q4_0, DType::Q8_0];
+
+    fn of(self, id: TensorId) -> DType {
+        match id.component() {
+            Component::Embedding | Component::LmHead => self.output,
+            Component::Attention | Component::Experts => self.matrices,
+            Component::Router | Component::Norm | Component::Bias => DType::F32,
+        }
+    }
+}
+
+/// Writes `checkpoint` to `out` as GGUF. `progress` is told the number of weights done since it was last called;
+/// it answers whether to go on.
+///
+/// # Errors
+/// Where a tensor does not fit its encoding (rows that are no whole number of blocks), where reading or writing
+/// fails, and [`ModelError::Interrupted`] where `progress` says stop. No file of the name `out` is left then, and
+/// one that was there before is untouched.
+pub fn convert(
+    checkpoint: &Checkpoint,
+    out: &Path,
+    types: ConvertTypes,
+    mut progress: impl FnMut(u64) -> bool,
+) -> Result<()> {
+    let mut keys = metadata(checkpoint, types)?;
+    match checkpoint.text() {
+        Ok(text) => text.to_gguf(&mut keys, checkpoint.config().vocab_size)?,
+        // A model without a tokenizer is a model all the same (the tests have one).
+        Err(ModelError::NoTokenizer { .. }) => {}
+        Err(e) => return Err(e),
+    }
+    let tensors = declare(checkpoint, types)?;
+    let mut writer = Writer::create(out, &keys, &tensors)?;
+    let mut buffers = Buffers::default();
+    for (id, entry) in checkpoint.tensors() {
+        let chunk_rows = (CHUNK_WEIGHTS / entry.cols).clamp(1, entry.rows);
+        for start in (0..entry.rows).step_by(chunk_rows) {
+            let rows = start..(start + chunk_rows).min(entry.rows);
+            let weights = (rows.len() * entry.cols) as u64;
+            writer.write_tensor_data(buffers.reencode(checkpoint, id, rows, types.of(id))?)?;
+            if !progress(weights) {
+                return Err(ModelError::Interrupted);
+            }
+        }
+    }
+    Ok(writer.finish()?)
+}
+
+/// The tensors of the file: experts of a layer stacked into one, the rest as they are.
+fn declare(checkpoint: &Checkpoint, types: ConvertTypes) -> Result<Vec<TensorDecl>> {
+    let config = checkpoint.config();
+    let mut tensors = Vec::new();
+    for (id, entry) in checkpoint.tensors() {
+        let dtype = types.of(id);
+        let gguf = id.gguf_name();
+        if dtype.bytes_for(entry.cols).is_none() {
+            return Err(FormatError::invalid(
+                checkpoint.path(),
+                format!("columns of `{}`", gguf.name),
+                format!("a multiple of {} for type {dtype}", dtype.block_len()),
+                entry.cols,
+            )
+            .into());
+        }
+        let shape = match gguf.expert {
+            Some(0) => vec![config.n_experts, entry.rows, entry.cols],
+            Some(_) => continue,
+            None if id.is_vector() => vec![entry.cols],
+            None => vec![entry.rows, entry.cols],
+        };
+        tensors.push(TensorDecl { name: gguf.name, dtype, shape });
+    }
+    Ok(tensors)
+}
+
+fn metadata(checkpoint: &Checkpoint, types: ConvertTypes) -> Result<Metadata> {
+    let mut keys = Metadata::default();
+    keys.insert("general.architecture", "phimoe");
+    let name = checkpoint.path().file_stem().map(|n| n.to_string_lossy().into_owned());
+    keys.insert("general.name", name.unwrap_or_else(|| "phimoe".to_owned()));
+    keys.insert("general.file_type", file_type(types.matrices));
+    keys.insert("general.quantization_version", 2u32);
+    checkpoint.config().to_gguf(&mut keys);
+    checkpoint.special_ids().to_gguf(&mut keys);
+    Ok(keys)
+}
+
+/// GGML's number for "mostly this type".
+fn file_type(dtype: DType) -> u32 {
+    match dtype {
+        DType::F32 => 0,
+        DType::F16 => 1,
+        DType::Q4_0 => 2,
+        DType::Q8_0 => 7,
+        DType::BF16 => 32,
+        other => other.ggml_id(), // not writable; refused before this matters
+    }
+}
+
+/// The three stages of a chunk, kept from chunk to chunk.
+#[derive(Default)]
+struct Buffers {
+    source: Vec<u8>,
+    weights: Vec<f32>,
+    target: Vec<u8>,
+}
+
+impl Buffers {
+    fn reencode(
+        &mut self,
+        checkpoint: &Checkpoint,
+        id: TensorId,
+        rows: std::ops::Range<usize>,
+        dtype: DType,
+    ) -> Result<&[u8]> {
+        let entry = checkpoint.entry(id);
+        let n = rows.len() * entry.cols;
+        self.source.resize(rows.len() * entry.row_bytes(), 0);
+        checkpoint.read_rows(id, rows, &mut self.source)?;
+        if dtype == entry.dtype {
+            return Ok(&self.source);
+        }
+        self.weights.resize(n, 0.0);
+        self.target.resize(n / dtype.block_len() * dtype.block_bytes(), 0);
+        // Whole rows, so whole blocks of both encodings.
+        let task = entry.cols * (TASK_WEIGHTS / entry.cols).max(1);
+        let bytes = |t: DType| task / t.block_len() * t.block_bytes();
+        self.source
+            .par_chunks(bytes(entry.dtype))
+            .zip(self.weights.par_chunks_mut(task))
+            .zip(self.target.par_chunks_mut(bytes(dtype)))
+            .try_for_each(|((source, weights), target)| {
+                blocks::dequantize(entry.dtype, source, weights);
+                blocks::quantize(dtype, weights, target)
+            })
+            .map_err(|e| {
+                FormatError::invalid(checkpoint.path(), "target type", "a type that can be written", e)
+            })?;
+        Ok(&self.target)
+    }
+}

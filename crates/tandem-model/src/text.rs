@@ -1,0 +1,105 @@
+//! A model's text side: tokenizer and chat template, from a HF folder or from GGUF keys.
+
+use std::path::Path;
+
+use tandem_formats::gguf::Metadata;
+use tandem_formats::{FormatError, InputFile};
+
+use crate::chat::ChatTemplate;
+use crate::error::{ModelError, Result};
+use crate::tokenizer::{GgmlVocab, Tokenizer, TokenizerConfig};
+
+/// Tokenizers are a few megabytes; this bounds what a stranger's folder makes us read.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// What turns text into ids and back.
+pub struct Text {
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The chat template, where the model has one.
+    pub template: Option<ChatTemplate>,
+    config: TokenizerConfig,
+}
+
+/// Where a checkpoint's text side comes from; loaded only when asked for, since `inspect` does without.
+pub(crate) enum TextSource {
+    /// `tokenizer.json`, `tokenizer_config.json` and perhaps `chat_template.jinja` in the model's folder.
+    Folder,
+    /// Keys of the GGUF file.
+    Gguf {
+        /// The vocabulary, where the file has one.
+        vocab: Option<Box<GgmlVocab>>,
+        /// Source of the chat template.
+        template: Option<String>,
+    },
+}
+
+impl TextSource {
+    pub(crate) fn load(&self, path: &Path, vocab_size: usize) -> Result<Text> {
+        match self {
+            Self::Folder => from_folder(path, vocab_size),
+            Self::Gguf { vocab: None, .. } => Err(ModelError::NoTokenizer {
+                path: path.to_owned(),
+                expected: "key `tokenizer.ggml.tokens`",
+            }),
+            Self::Gguf { vocab: Some(vocab), template } => {
+                let tokenizer = Tokenizer::from_ggml(path, vocab)?;
+                tokenizer.check_fits(path, vocab_size)?;
+                let name = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
+                let config = TokenizerConfig {
+                    chat_template: template.clone(),
+                    bos_token: name(vocab.bos),
+                    eos_token: name(vocab.eos),
+                    unk_token: name(vocab.unk),
+                    pad_token: name(vocab.pad),
+                    model_max_length: None,
+                };
+                Text::new(tokenizer, config)
+            }
+        }
+    }
+}
+
+impl Text {
+    fn new(tokenizer: Tokenizer, config: TokenizerConfig) -> Result<Self> {
+        Ok(Self { tokenizer, template: config.compile_chat_template()?, config })
+    }
+
+    /// Adds the keys that carry tokenizer and template in a GGUF file: ours, which are exact, and GGML's, which
+    /// other programs read.
+    pub fn to_gguf(&self, keys: &mut Metadata, vocab_size: usize) -> Result<()> {
+        self.tokenizer.to_ggml(vocab_size, &self.config)?.to_gguf(keys);
+        if let Some(source) = &self.config.chat_template {
+            keys.insert("tokenizer.chat_template", source.clone());
+        }
+        Ok(())
+    }
+}
+
+fn from_folder(folder: &Path, vocab_size: usize) -> Result<Text> {
+    let read = |name: &str| -> Result<Option<Vec<u8>>> {
+        let path = folder.join(name);
+        Ok(if path.exists() { Some(InputFile::open(&path)?.read_all(MAX_BYTES)?) } else { None })
+    };
+    let path = folder.join("tokenizer.json");
+    let Some(json) = read("tokenizer.json")? else {
+        return Err(ModelError::NoTokenizer {
+            path: folder.to_owned(),
+            expected: "tokenizer.json in the folder",
+        });
+    };
+    let tokenizer = Tokenizer::from_json_bytes(&path, &json)?;
+    tokenizer.check_fits(&path, vocab_size)?;
+    let mut config = match read("tokenizer_config.json")? {
+        Some(json) => TokenizerConfig::from_json_bytes(&folder.join("tokenizer_config.json"), &json)?,
+        None => TokenizerConfig::default(),
+    };
+    // A template in a file of its own is the newer convention and wins.
+    let template_path = folder.join("chat_template.jinja");
+    if let Some(bytes) = read("chat_template.jinja")? {
+        let source = String::from_utf8(bytes)
+            .map_err(|e| FormatError::invalid(&template_path, "content", "UTF-8 text", e))?;
+        config.chat_template = Some(source);
+    }
+    Text::new(tokenizer, config)
+}

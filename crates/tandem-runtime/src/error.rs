@@ -1,0 +1,65 @@
+//! Why text could not be generated.
+
+use tandem_memory::{KvError, MemoryError};
+use tandem_model::ModelError;
+
+/// Why the runtime could not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The model's files.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The weights in memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The KV cache.
+    #[error(transparent)]
+    Kv(#[from] KvError),
+    /// Threads could not be started.
+    #[error("cannot start {threads} threads: {source}")]
+    Threads {
+        /// Threads asked for.
+        threads: usize,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A sampling parameter is out of range.
+    #[error("{name}: expected {expected}, found {found}")]
+    Parameter {
+        /// The parameter.
+        name: &'static str,
+        /// Its range.
+        expected: &'static str,
+        /// Its value.
+        found: f32,
+    },
+    /// There is nothing to continue.
+    #[error("the prompt is empty: the model needs at least one token to continue from")]
+    EmptyPrompt,
+    /// The prompt does not fit the context.
+    #[error(
+        "the prompt has {tokens} tokens, but the context holds {context}: shorten the prompt{hint}"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens of the context.
+        context: usize,
+        /// What else would help, where something would.
+        hint: String,
+    },
+    /// An id is beyond the vocabulary.
+    #[error("token id {id}: expected less than the vocabulary size {vocab_size}")]
+    TokenId {
+        /// The id.
+        id: u32,
+        /// The model's vocabulary.
+        vocab_size: usize,
+    },
+    /// Logits are NaN or infinite.
+    #[error("the model's logits are not finite: its numbers have overflown, the weights may be damaged")]
+    NoFiniteLogit,
+}
+
+/// Shorthand of this crate.
+pub type Result<T> = std::result::Result<T, RuntimeError>;

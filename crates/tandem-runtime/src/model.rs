@@ -1,0 +1,73 @@
+//! A model in memory: config and weights, shared by everything that computes with it.
+
+use tandem_cpu::MatrixRef;
+use tandem_memory::WeightStore;
+use tandem_model::catalogue::LayerTensor;
+use tandem_model::{Checkpoint, PhimoeConfig, TensorId};
+
+use crate::error::Result;
+
+/// Config and weights of a loaded model. Read-only, so one copy serves every sequence.
+pub struct Model {
+    config: PhimoeConfig,
+    weights: WeightStore,
+}
+
+impl Model {
+    /// Reads all weights of `checkpoint`. `progress` is told bytes of its files as they are done, from any thread.
+    ///
+    /// # Errors
+    /// Where memory is short, a file cannot be read, or a weight is not finite.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        threads: usize,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Self> {
+        let weights = WeightStore::load(checkpoint, threads, progress)?;
+        Ok(Self { config: checkpoint.config().clone(), weights })
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &PhimoeConfig {
+        &self.config
+    }
+
+    /// Bytes of all weights.
+    pub fn n_bytes(&self) -> usize {
+        self.weights.n_bytes()
+    }
+
+    /// A matrix of the model.
+    pub(crate) fn matrix(&self, id: TensorId) -> MatrixRef<'_> {
+        let t = self.weights.tensor(id);
+        MatrixRef::new(t.dtype, t.rows, t.cols, t.bytes)
+    }
+
+    /// A norm or a bias.
+    pub(crate) fn vector(&self, id: TensorId) -> &[f32] {
+        self.weights.f32s(id)
+    }
+
+    /// The weights of one layer.
+    pub(crate) fn layer(&self, index: usize) -> LayerWeights<'_> {
+        // The config allows 4096 layers.
+        LayerWeights { model: self, index: u16::try_from(index).unwrap_or(u16::MAX) }
+    }
+}
+
+/// A layer's weights by name.
+#[derive(Clone, Copy)]
+pub(crate) struct LayerWeights<'a> {
+    model: &'a Model,
+    index: u16,
+}
+
+impl<'a> LayerWeights<'a> {
+    pub(crate) fn matrix(self, tensor: LayerTensor) -> MatrixRef<'a> {
+        self.model.matrix(TensorId::Layer(self.index, tensor))
+    }
+
+    pub(crate) fn vector(self, tensor: LayerTensor) -> &'a [f32] {
+        self.model.vector(TensorId::Layer(self.index, tensor))
+    }
+}

@@ -60,3 +60,18 @@ fn angles(inv_freq: &[f32], position: usize) -> impl Iterator<Item = (f32, f32)>
         (cos, sin)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The reference's `1.0 / (10000.0 ** (torch.arange(0, 128, 2).float() / 128))` where that is a power of ten.
+    #[test]
+    fn frequencies() {
+        let rope = Rope::new(128, 10_000.0);
+        assert_eq!(rope.inv_freq.len(), 64);
+        for (pair, exact) in [(0, 1.0f32), (16, 0.1), (32, 0.01), (48, 0.001)] {
+            assert_eq!(rope.inv_freq[pair], exact);
+        }
+    }
+}

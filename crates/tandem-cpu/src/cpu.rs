@@ -11,13 +11,10 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A team of `threads` members with the best instruction set of this machine.
-    ///
-    /// # Errors
-    /// As [`ThreadTeam::new`].
-    pub fn new(threads: usize) -> std::io::Result<Self> {
+    /// A context with the best instruction set of this machine.
+    pub fn new(team: ThreadTeam) -> Self {
         let isa = Isa::detect();
-        Ok(Self { team: ThreadTeam::new(threads)?, isa, kernels: isa.kernels() })
+        Self { team, isa, kernels: isa.kernels() }
     }
 
     /// A context with a given instruction set: for tests and comparisons.

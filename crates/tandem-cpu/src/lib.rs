@@ -21,4 +21,5 @@ mod team;
 
 pub use cpu::Cpu;
 pub use isa::{Isa, IsaUnavailable};
+pub use ops::MatrixRef;
 pub use team::ThreadTeam;

@@ -260,6 +260,8 @@ fn spins_until(spin: Duration, ready: impl Fn() -> bool) -> bool {
             }
             std::hint::spin_loop();
         }
+        // Where threads share a core after all, the one waited for may need this one.
+        std::thread::yield_now();
     }
     ready()
 }

@@ -24,26 +24,24 @@ const KEY_BLOCK: usize = 64;
 /// Keys of a span, for inputs of one block of tokens. Fixed, so that results do not depend on the thread count.
 const SPAN: usize = 512;
 
-/// What attention needs to know besides the data.
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionArgs {
-    /// Query heads; a multiple of the KV heads.
-    pub n_heads: usize,
-    /// Position of the first query's token.
-    pub start_pos: usize,
-    /// Query `i` sees key `j` where `j <= i` and, with a window, `j > i - window`.
-    pub window: Option<usize>,
-}
-
 /// `out = softmax(q k / sqrt(head_dim)) v` for every query head of every token.
 ///
 /// `q` and `out` are `[token][head][head_dim]`; `kv` holds the sequence up to and including these tokens. Query
-/// head `h` reads KV head `h / (n_heads / kv_heads)`.
+/// head `h` reads KV head `h / (n_heads / kv_heads)`. The first token is at `start_pos`; the query at position `i`
+/// sees the key at `j` where `j <= i` and, with a window, `j > i - window`.
 ///
 /// # Panics
 /// When the shapes do not fit together, or the window is 0.
-pub fn attention(cpu: &Cpu, q: &[f32], kv: KvLayer<'_>, args: AttentionArgs, out: &mut [f32]) {
-    let task = Task::new(q, kv, args);
+pub fn attention(
+    cpu: &Cpu,
+    q: &[f32],
+    kv: KvLayer<'_>,
+    start_pos: usize,
+    n_heads: usize,
+    window: Option<usize>,
+    out: &mut [f32],
+) {
+    let task = Task::new(q, kv, start_pos, n_heads, window);
     assert_eq!(out.len(), q.len(), "attention output");
     let out = Disjoint::new(out);
     let blocks = task.tokens.div_ceil(TOKEN_BLOCK);
@@ -67,7 +65,9 @@ pub fn attention(cpu: &Cpu, q: &[f32], kv: KvLayer<'_>, args: AttentionArgs, out
 struct Task<'a> {
     q: &'a [f32],
     kv: KvLayer<'a>,
-    args: AttentionArgs,
+    start_pos: usize,
+    n_heads: usize,
+    window: Option<usize>,
     tokens: usize,
     /// Query heads that share a KV head.
     group: usize,
@@ -98,29 +98,38 @@ struct Running {
 }
 
 impl<'a> Task<'a> {
-    fn new(q: &'a [f32], kv: KvLayer<'a>, args: AttentionArgs) -> Self {
-        let (heads, dim) = (args.n_heads, kv.head_dim());
-        let tokens = super::tokens("attention queries", q.len(), heads * dim);
-        assert!(heads.is_multiple_of(kv.kv_heads()), "{heads} heads, {} KV heads", kv.kv_heads());
+    fn new(
+        q: &'a [f32],
+        kv: KvLayer<'a>,
+        start_pos: usize,
+        n_heads: usize,
+        window: Option<usize>,
+    ) -> Self {
+        let dim = kv.head_dim();
+        let tokens = super::tokens("attention queries", q.len(), n_heads * dim);
         assert!(
-            kv.len() >= args.start_pos + tokens,
-            "attention of {tokens} tokens from {} over {} keys",
-            args.start_pos,
+            n_heads.is_multiple_of(kv.kv_heads()),
+            "{n_heads} heads, {} KV heads",
+            kv.kv_heads()
+        );
+        assert!(
+            kv.len() >= start_pos + tokens,
+            "attention of {tokens} tokens from {start_pos} over {} keys",
             kv.len()
         );
-        assert!(args.window != Some(0), "attention window of 0");
-        Self { q, kv, args, tokens, group: heads / kv.kv_heads(), dim }
+        assert!(window != Some(0), "attention window of 0");
+        Self { q, kv, start_pos, n_heads, window, tokens, group: n_heads / kv.kv_heads(), dim }
     }
 
     /// All queries.
     fn queries(&self) -> usize {
-        self.tokens * self.args.n_heads
+        self.tokens * self.n_heads
     }
 
     /// The keys that a token sees.
     fn visible(&self, token: usize) -> Range<usize> {
-        let end = self.args.start_pos + token + 1;
-        self.args.window.map_or(0, |window| end.saturating_sub(window))..end
+        let end = self.start_pos + token + 1;
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
     }
 
     /// Into how many spans each block's keys are cut.
@@ -134,7 +143,7 @@ impl<'a> Task<'a> {
     /// Where the query of a token and head is, as a number among all queries.
     fn query(&self, block: &Block, index: usize) -> usize {
         let (token, head) = (block.tokens.start + index / self.group, index % self.group);
-        token * self.args.n_heads + block.kv_head * self.group + head
+        token * self.n_heads + block.kv_head * self.group + head
     }
 
     /// Attends over one span of a block's keys; writes the result, or the span's part of it.

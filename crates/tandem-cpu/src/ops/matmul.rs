@@ -56,7 +56,7 @@ pub fn matmul(cpu: &Cpu, weights: MatrixRef<'_>, bias: Option<&[f32]>, x: &[f32]
 /// When the slices of a product do not fit together.
 pub fn matmul_all(cpu: &Cpu, products: &mut [Product<'_>]) {
     let threads = cpu.team().threads();
-    let work: usize = products.iter().map(|p| p.weights.rows() * blocks_of_tokens(p)).sum();
+    let work: usize = products.iter().map(|p| p.weights.rows * blocks_of_tokens(p)).sum();
     let mut end = 0;
     let tasks: Vec<Task<'_>> = products
         .iter_mut()
@@ -75,7 +75,7 @@ pub fn matmul_all(cpu: &Cpu, products: &mut [Product<'_>]) {
 }
 
 fn tokens_of(product: &Product<'_>) -> usize {
-    super::tokens("matmul input", product.x.len(), product.weights.cols())
+    super::tokens("matmul input", product.x.len(), product.weights.cols)
 }
 
 fn blocks_of_tokens(product: &Product<'_>) -> usize {
@@ -99,7 +99,7 @@ impl<'a> Task<'a> {
     /// Cuts a product into tiles of `share` rows or a little more, where a tile may have as many.
     fn new(product: &'a mut Product<'_>, first_item: usize, share: usize) -> Self {
         let tokens = tokens_of(product);
-        let (rows, cols) = (product.weights.rows(), product.weights.cols());
+        let (rows, cols) = (product.weights.rows, product.weights.cols);
         assert_eq!(product.out.len(), tokens * rows, "matmul output of {tokens} tokens x {rows}");
         if let Some(bias) = product.bias {
             assert_eq!(bias.len(), rows, "matmul bias");
@@ -123,10 +123,10 @@ impl<'a> Task<'a> {
 
     /// Computes one item. Neighbouring items share their block of tokens, which then is in a shared cache.
     fn run(&self, kernels: &dyn Kernels, item: usize) {
-        let tiles = self.weights.rows().div_ceil(self.tile_rows);
+        let tiles = self.weights.rows.div_ceil(self.tile_rows);
         let part =
             |index: usize, size: usize, end: usize| index * size..((index + 1) * size).min(end);
-        let rows = part(item % tiles, self.tile_rows, self.weights.rows());
+        let rows = part(item % tiles, self.tile_rows, self.weights.rows);
         if self.tokens == 1 {
             self.one_token(kernels, rows);
         } else {
@@ -137,13 +137,13 @@ impl<'a> Task<'a> {
     fn one_token(&self, kernels: &dyn Kernels, rows: Range<usize>) {
         let out = self.output(0, rows.clone());
         for (row, out) in rows.clone().zip(out.iter_mut()) {
-            *out = kernels.dot(self.weights.dtype(), self.weights.row(row), self.x);
+            *out = kernels.dot(self.weights.dtype, self.weights.row(row), self.x);
         }
         self.add_bias(rows, out);
     }
 
     fn tile(&self, kernels: &dyn Kernels, rows: Range<usize>, tokens: Range<usize>) {
-        let cols = self.weights.cols();
+        let cols = self.weights.cols;
         let tile_cols = TILE_COLS.min(cols);
         with_scratch([rows.len() * tile_cols, rows.len() * tokens.len()], |[decoded, sums]| {
             sums.fill(0.0);
@@ -152,7 +152,7 @@ impl<'a> Task<'a> {
                 let decoded = &mut decoded[..rows.len() * part.len()];
                 for (row, out) in rows.clone().zip(decoded.chunks_exact_mut(part.len())) {
                     let bytes = self.weights.row_part(row, part.clone());
-                    kernels.decode(self.weights.dtype(), bytes, out);
+                    kernels.decode(self.weights.dtype, bytes, out);
                 }
                 let x = &self.x[tokens.start * cols + start..];
                 let x = Rows::new(x, tokens.len(), part.len(), cols);
@@ -178,6 +178,6 @@ impl<'a> Task<'a> {
     fn output(&self, token: usize, rows: Range<usize>) -> &mut [f32] {
         // SAFETY: only `run` writes output, an item at a time; every item is run once, items differ in their
         // tokens or their rows, and `run` uses one of these parts after the other.
-        unsafe { self.out.part(token * self.weights.rows() + rows.start, rows.len()) }
+        unsafe { self.out.part(token * self.weights.rows + rows.start, rows.len()) }
     }
 }

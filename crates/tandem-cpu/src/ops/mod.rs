@@ -10,15 +10,13 @@ mod matmul;
 mod matrix;
 mod norm;
 mod rope;
-mod router;
 
-pub use attention::{AttentionArgs, attention};
+pub use attention::attention;
 pub use elementwise::{add, add_scaled, argmax, silu_mul};
 pub use matmul::{Product, matmul, matmul_all};
-pub use matrix::{MatrixRef, ShapeError};
+pub use matrix::MatrixRef;
 pub use norm::layer_norm;
 pub use rope::Rope;
-pub use router::{Routing, sparsemixer};
 
 /// How many tokens `len` numbers are, at `width` numbers a token.
 ///

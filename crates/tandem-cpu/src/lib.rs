@@ -1,1 +1,25 @@
-//! See the crate's description.
+//! The CPU's share of the work: the operations of a forward pass, and the thread team that runs them.
+//!
+//! - [`ThreadTeam`]: threads that live as long as the model and hand out work in a microsecond.
+//! - [`Cpu`]: a team and the instruction set to use; the context that every operation takes.
+//! - [`ops`]: the operations, with their shapes checked. They are the same for every instruction set.
+//! - [`Isa`]: the instruction sets. `isa/` holds one folder or file per set, each an implementation of the same
+//!   few inner loops. One conformance suite (`tests/conformance.rs`) runs against every one of them.
+//!
+//! The operations compute in f32, whatever the weights are encoded in: this is the exact path, the one that is
+//! compared with the reference implementation.
+//!
+//! Results do not depend on the number of threads: work is cut into pieces by its shape alone wherever the cut
+//! changes the order of a sum.
+
+mod cpu;
+mod disjoint;
+mod isa;
+pub mod ops;
+mod scratch;
+mod team;
+
+pub use cpu::Cpu;
+pub use isa::{Isa, IsaUnavailable};
+pub use ops::MatrixRef;
+pub use team::ThreadTeam;

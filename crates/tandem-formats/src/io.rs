@@ -124,6 +124,8 @@ impl Read for Cursor<'_> {
 pub struct AtomicFile {
     final_path: PathBuf,
     temp: BufWriter<NamedTempFile>,
+    /// A write failed: bytes are missing, whatever succeeds later.
+    incomplete: bool,
 }
 
 impl AtomicFile {
@@ -152,6 +154,7 @@ impl AtomicFile {
         Ok(Self {
             final_path: final_path.to_owned(),
             temp: BufWriter::with_capacity(1 << 20, temp),
+            incomplete: false,
         })
     }
 
@@ -165,16 +168,19 @@ impl AtomicFile {
     /// # Errors
     /// When the operating system fails, as on a full disk.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.temp.write_all(bytes).map_err(|e| FormatError::io(&self.final_path, "cannot write", e))
+        self.write_all(bytes).map_err(|e| FormatError::io(&self.final_path, "cannot write", e))
     }
 
     /// Brings everything to the disk and gives the file its name, replacing an earlier one.
     ///
     /// # Errors
-    /// When the operating system fails; then nothing is left behind.
+    /// When the operating system fails or did so in an earlier write; then nothing is left behind.
     pub fn commit(self) -> Result<()> {
         let path = self.final_path;
         let cannot_write = |e| FormatError::io(&path, "cannot write", e);
+        if self.incomplete {
+            return Err(cannot_write(io::Error::other("an earlier write failed")));
+        }
         let temp = self.temp.into_inner().map_err(|e| cannot_write(e.into_error()))?;
         temp.as_file().sync_all().map_err(cannot_write)?;
         temp.persist(&path).map_err(|e| FormatError::io(&path, "cannot rename", e.error))?;
@@ -183,13 +189,25 @@ impl AtomicFile {
     }
 }
 
+impl AtomicFile {
+    /// Remembers a failure. An interrupted call is none: the caller repeats it.
+    fn note<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
+        if let Err(e) = &result {
+            self.incomplete |= e.kind() != io::ErrorKind::Interrupted;
+        }
+        result
+    }
+}
+
 impl Write for AtomicFile {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.temp.write(buf)
+        let result = self.temp.write(buf);
+        self.note(result)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.temp.flush()
+        let result = self.temp.flush();
+        self.note(result)
     }
 }
 

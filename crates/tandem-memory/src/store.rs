@@ -127,7 +127,9 @@ impl WeightStore {
 fn stored_dtype(id: TensorId, entry: &Entry) -> DType {
     match id.component() {
         Component::Norm | Component::Bias | Component::Router => DType::F32,
-        Component::Embedding | Component::Attention | Component::Experts | Component::LmHead => entry.dtype,
+        Component::Embedding | Component::Attention | Component::Experts | Component::LmHead => {
+            entry.dtype
+        }
     }
 }
 
@@ -174,7 +176,11 @@ fn read_tasks<'a>(
     tasks
 }
 
-fn read(checkpoint: &Checkpoint, task: ReadTask<'_>, raw: &mut Vec<u8>) -> tandem_model::Result<()> {
+fn read(
+    checkpoint: &Checkpoint,
+    task: ReadTask<'_>,
+    raw: &mut Vec<u8>,
+) -> tandem_model::Result<()> {
     let ReadTask { id, source, dtype, rows, target } = task;
     if dtype == source.dtype {
         return checkpoint.read_rows(id, rows, target);

@@ -107,9 +107,11 @@ impl TensorId {
             Self::OutputNormWeight | Self::OutputNormBias => (1, c.hidden_size),
             Self::LmHeadBias => (1, c.vocab_size),
             Self::Layer(_, t) => match t {
-                L::AttnNormWeight | L::AttnNormBias | L::FfnNormWeight | L::FfnNormBias | L::OBias => {
-                    (1, c.hidden_size)
-                }
+                L::AttnNormWeight
+                | L::AttnNormBias
+                | L::FfnNormWeight
+                | L::FfnNormBias
+                | L::OBias => (1, c.hidden_size),
                 L::QWeight => (c.q_dim(), c.hidden_size),
                 L::QBias => (1, c.q_dim()),
                 L::KWeight | L::VWeight => (c.kv_dim(), c.hidden_size),

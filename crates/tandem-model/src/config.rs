@@ -82,7 +82,8 @@ impl PhimoeConfig {
             Some(d) => d,
             None if hidden_size.is_multiple_of(n_heads) => hidden_size / n_heads,
             None => {
-                let expected = format!("a divisor of hidden_size {hidden_size} (there is no head_dim)");
+                let expected =
+                    format!("a divisor of hidden_size {hidden_size} (there is no head_dim)");
                 return Err(fields.invalid("num_attention_heads", expected, n_heads));
             }
         };
@@ -125,7 +126,8 @@ impl PhimoeConfig {
         }
         let keys = GgufKeys { path, keys };
         let n_heads = keys.dimension("phimoe.attention.head_count")?;
-        let used = keys.optional_dimension("phimoe.expert_used_count")?.unwrap_or(EXPERTS_PER_TOKEN);
+        let used =
+            keys.optional_dimension("phimoe.expert_used_count")?.unwrap_or(EXPERTS_PER_TOKEN);
         if used != EXPERTS_PER_TOKEN {
             return Err(keys.invalid("phimoe.expert_used_count", EXPERTS_PER_TOKEN, used));
         }
@@ -147,7 +149,9 @@ impl PhimoeConfig {
             hidden_size: keys.dimension("phimoe.embedding_length")?,
             n_layers: keys.count("phimoe.block_count")?,
             n_heads,
-            n_kv_heads: keys.optional_dimension("phimoe.attention.head_count_kv")?.unwrap_or(n_heads),
+            n_kv_heads: keys
+                .optional_dimension("phimoe.attention.head_count_kv")?
+                .unwrap_or(n_heads),
             head_dim,
             n_experts: keys.count("phimoe.expert_count")?,
             expert_width: match keys.optional_dimension("phimoe.expert_feed_forward_length")? {
@@ -201,7 +205,12 @@ impl PhimoeConfig {
             format!("a divisor of the {} query heads", self.n_heads),
             self.n_kv_heads,
         )?;
-        check(self.head_dim.is_multiple_of(2), "head_dim", "an even number".to_owned(), self.head_dim)?;
+        check(
+            self.head_dim.is_multiple_of(2),
+            "head_dim",
+            "an even number".to_owned(),
+            self.head_dim,
+        )?;
         check(
             self.n_experts >= EXPERTS_PER_TOKEN,
             "number of experts",
@@ -473,7 +482,11 @@ mod tests {
                 Value::from("big"),
                 "m/config.json: hidden_size: expected a whole number from 1 to 1048576, found \"big\"",
             ),
-            ("head_dim", Value::from(127), "m/config.json: head_dim: expected an even number, found 127"),
+            (
+                "head_dim",
+                Value::from(127),
+                "m/config.json: head_dim: expected an even number, found 127",
+            ),
             (
                 "model_type",
                 Value::from("llama"),

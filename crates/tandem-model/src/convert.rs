@@ -30,7 +30,8 @@ pub struct ConvertTypes {
 
 impl ConvertTypes {
     /// Encodings that can be written.
-    pub const WRITABLE: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q4_0, DType::Q8_0];
+    pub const WRITABLE: [DType; 5] =
+        [DType::F32, DType::F16, DType::BF16, DType::Q4_0, DType::Q8_0];
 
     fn of(self, id: TensorId) -> DType {
         match id.component() {
@@ -166,7 +167,12 @@ impl Buffers {
                 blocks::quantize(dtype, weights, target)
             })
             .map_err(|e| {
-                FormatError::invalid(checkpoint.path(), "target type", "a type that can be written", e)
+                FormatError::invalid(
+                    checkpoint.path(),
+                    "target type",
+                    "a type that can be written",
+                    e,
+                )
             })?;
         Ok(&self.target)
     }

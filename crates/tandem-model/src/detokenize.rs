@@ -61,8 +61,9 @@ impl<'a> Detokenizer<'a> {
     }
 
     /// Ends the stream: what was held back as an incomplete character, as U+FFFD.
-    pub fn finish(self) -> Option<String> {
-        (!self.pending.is_empty()).then(|| char::REPLACEMENT_CHARACTER.to_string())
+    pub fn finish(&mut self) -> Option<String> {
+        let incomplete = std::mem::take(&mut self.pending);
+        (!incomplete.is_empty()).then(|| char::REPLACEMENT_CHARACTER.to_string())
     }
 
     fn strip(&mut self, mut text: String) -> Option<String> {

@@ -47,8 +47,10 @@ pub fn forward(checkpoint: &Checkpoint, ids: &[u32]) -> Result<ReferenceOutput> 
         let normed = layer.norm(&x, L::FfnNormWeight, L::FfnNormBias)?;
         let router = checkpoint.read_f32(layer.id(L::RouterWeight))?;
         let logits = linear(&router, None, &normed, hidden);
-        let routing: Vec<_> =
-            logits.chunks_exact(config.n_experts).map(|s| sparsemixer(s, config.router_jitter)).collect();
+        let routing: Vec<_> = logits
+            .chunks_exact(config.n_experts)
+            .map(|s| sparsemixer(s, config.router_jitter))
+            .collect();
         add(&mut x, &layer.experts(&normed, &routing)?);
         output.router_logits.push(logits);
         output.routing.push(routing);
@@ -130,7 +132,9 @@ impl Layer<'_> {
             let choices: Vec<(usize, f32)> = routing
                 .iter()
                 .enumerate()
-                .flat_map(|(token, r)| r.experts.into_iter().zip(r.weights).map(move |c| (token, c)))
+                .flat_map(|(token, r)| {
+                    r.experts.into_iter().zip(r.weights).map(move |c| (token, c))
+                })
                 .filter(|(_, (chosen, _))| *chosen == expert)
                 .map(|(token, (_, weight))| (token, weight))
                 .collect();

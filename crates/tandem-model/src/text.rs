@@ -91,7 +91,9 @@ fn from_folder(folder: &Path, vocab_size: usize) -> Result<Text> {
     let tokenizer = Tokenizer::from_json_bytes(&path, &json)?;
     tokenizer.check_fits(&path, vocab_size)?;
     let mut config = match read("tokenizer_config.json")? {
-        Some(json) => TokenizerConfig::from_json_bytes(&folder.join("tokenizer_config.json"), &json)?,
+        Some(json) => {
+            TokenizerConfig::from_json_bytes(&folder.join("tokenizer_config.json"), &json)?
+        }
         None => TokenizerConfig::default(),
     };
     // A template in a file of its own is the newer convention and wins.

@@ -38,15 +38,13 @@ pub enum RuntimeError {
     EmptyPrompt,
     /// The prompt does not fit the context.
     #[error(
-        "the prompt has {tokens} tokens, but the context holds {context}: shorten the prompt{hint}"
+        "the prompt has {tokens} tokens, but the context holds only {context}: shorten the prompt"
     )]
     PromptTooLong {
         /// Tokens of the prompt.
         tokens: usize,
         /// Tokens of the context.
         context: usize,
-        /// What else would help, where something would.
-        hint: String,
     },
     /// An id is beyond the vocabulary.
     #[error("token id {id}: expected less than the vocabulary size {vocab_size}")]
@@ -57,7 +55,9 @@ pub enum RuntimeError {
         vocab_size: usize,
     },
     /// Logits are NaN or infinite.
-    #[error("the model's logits are not finite: its numbers have overflown, the weights may be damaged")]
+    #[error(
+        "the model's logits are not finite: its numbers have overflown, the weights may be damaged"
+    )]
     NoFiniteLogit,
 }
 

@@ -6,9 +6,8 @@
 
 use std::sync::Arc;
 
-use tandem_cpu::ops::{self, Rope};
-use tandem_cpu::{Cpu, MatrixRef, ThreadTeam};
-use tandem_formats::blocks;
+use tandem_cpu::Cpu;
+use tandem_cpu::ops::{self, AttentionArgs, Product, Rope};
 use tandem_memory::KvCache;
 use tandem_model::catalogue::LayerTensor as L;
 use tandem_model::config::EXPERTS_PER_TOKEN;
@@ -56,17 +55,20 @@ impl Executor {
     /// # Errors
     /// Where the threads cannot be started.
     pub fn new(model: Arc<Model>, threads: usize, batch: usize) -> Result<Self> {
-        let team = ThreadTeam::new(threads)
-            .map_err(|source| RuntimeError::Threads { threads, source })?;
+        let cpu = Cpu::new(threads).map_err(|source| RuntimeError::Threads { threads, source })?;
         let config = model.config();
-        let rope = Rope::new(config.head_dim, config.rope_theta);
-        let batch = batch.max(1);
-        Ok(Self { cpu: Cpu::new(team), rope, batch, scratch: Scratch::default(), model })
+        let rope = Rope::new(config.head_dim, config.rope_theta, config.context_length);
+        Ok(Self { cpu, rope, batch: batch.max(1), scratch: Scratch::default(), model })
     }
 
     /// The model.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// Threads it computes with.
+    pub fn threads(&self) -> usize {
+        self.cpu.team().threads()
     }
 
     /// Tokens that [`Self::forward`] takes at most.
@@ -106,8 +108,8 @@ impl Executor {
 
     fn embed(&mut self, model: &Model, ids: &[u32]) {
         let embedding = model.matrix(TensorId::TokenEmbedding);
-        for (x, &id) in self.scratch.x.chunks_exact_mut(embedding.cols).zip(ids) {
-            blocks::dequantize(embedding.dtype, embedding.row(id as usize), x);
+        for (x, &id) in self.scratch.x.chunks_exact_mut(embedding.cols()).zip(ids) {
+            embedding.decode_row(id as usize, x);
         }
     }
 
@@ -122,20 +124,35 @@ impl Executor {
     ) -> Result<()> {
         let Scratch { x, normed, q, k, v, mixed, branch, .. } = &mut self.scratch;
         let (weight, bias) = (layer.vector(L::AttnNormWeight), layer.vector(L::AttnNormBias));
-        ops::layer_norm(x, weight, bias, config.layer_norm_eps, normed);
-        for (matrix, bias, out) in
-            [(L::QWeight, L::QBias, &mut *q), (L::KWeight, L::KBias, &mut *k), (L::VWeight, L::VBias, &mut *v)]
-        {
-            ops::matmul(&self.cpu, layer.matrix(matrix), Some(layer.vector(bias)), normed, out);
-        }
+        ops::layer_norm(&self.cpu, x, weight, bias, config.layer_norm_eps, normed);
+        let x_in = &normed[..];
+        let project = |matrix, bias, out| Product {
+            weights: layer.matrix(matrix),
+            bias: Some(layer.vector(bias)),
+            x: x_in,
+            out,
+        };
+        ops::matmul_all(
+            &self.cpu,
+            &mut [
+                project(L::QWeight, L::QBias, &mut *q),
+                project(L::KWeight, L::KBias, &mut *k),
+                project(L::VWeight, L::VBias, &mut *v),
+            ],
+        );
         for (position, (q, k)) in
             q.chunks_exact_mut(config.q_dim()).zip(k.chunks_exact_mut(config.kv_dim())).enumerate()
         {
-            self.rope.apply(q, start + position);
-            self.rope.apply(k, start + position);
+            self.rope.apply(q, config.n_heads, config.head_dim, start + position);
+            self.rope.apply(k, config.n_kv_heads, config.head_dim, start + position);
         }
         kv.write(index, start, k, v)?;
-        ops::attention(&self.cpu, q, kv.layer(index), start, config.n_heads, config.sliding_window, mixed);
+        let args = AttentionArgs {
+            n_heads: config.n_heads,
+            start_pos: start,
+            window: config.sliding_window,
+        };
+        ops::attention(&self.cpu, q, kv.layer(index), args, mixed);
         let bias = Some(layer.vector(L::OBias));
         ops::matmul(&self.cpu, layer.matrix(L::OWeight), bias, mixed, branch);
         ops::add(x, branch);
@@ -153,7 +170,7 @@ impl Executor {
         let Scratch { x, normed, router, routing, groups, gathered, gate, up, branch, .. } =
             &mut self.scratch;
         let (weight, bias) = (layer.vector(L::FfnNormWeight), layer.vector(L::FfnNormBias));
-        ops::layer_norm(x, weight, bias, config.layer_norm_eps, normed);
+        ops::layer_norm(&self.cpu, x, weight, bias, config.layer_norm_eps, normed);
         ops::matmul(&self.cpu, layer.matrix(L::RouterWeight), None, normed, router);
         routing.clear();
         routing.extend(
@@ -172,9 +189,14 @@ impl Executor {
             for (row, choice) in input.chunks_exact_mut(hidden).zip(group) {
                 row.copy_from_slice(&normed[choice.token * hidden..][..hidden]);
             }
-            ops::matmul(&self.cpu, layer.matrix(L::ExpertGate(e)), None, input, gate);
-            ops::matmul(&self.cpu, layer.matrix(L::ExpertUp(e)), None, input, up);
-            ops::silu_mul(gate, up);
+            let input = &*input;
+            let project =
+                |matrix, out| Product { weights: layer.matrix(matrix), bias: None, x: input, out };
+            ops::matmul_all(
+                &self.cpu,
+                &mut [project(L::ExpertGate(e), &mut *gate), project(L::ExpertUp(e), &mut *up)],
+            );
+            ops::silu_mul(&self.cpu, gate, up);
             let output = &mut branch[..n * hidden];
             ops::matmul(&self.cpu, layer.matrix(L::ExpertDown(e)), None, gate, output);
             for (row, choice) in output.chunks_exact(hidden).zip(group) {
@@ -196,9 +218,9 @@ impl Executor {
         let normed = &mut normed[..x.len()];
         let weight = model.vector(TensorId::OutputNormWeight);
         let bias = model.vector(TensorId::OutputNormBias);
-        ops::layer_norm(x, weight, bias, config.layer_norm_eps, normed);
+        ops::layer_norm(&self.cpu, x, weight, bias, config.layer_norm_eps, normed);
         logits.resize(tokens * config.vocab_size, 0.0);
-        let lm_head: MatrixRef<'_> = model.matrix(TensorId::LmHeadWeight);
+        let lm_head = model.matrix(TensorId::LmHeadWeight);
         ops::matmul(&self.cpu, lm_head, Some(model.vector(TensorId::LmHeadBias)), normed, logits);
         logits
     }
@@ -282,4 +304,28 @@ impl Scratch {
             buffer.resize(tokens * width, 0.0);
         }
     }
+}
+
+/// Runs all of `ids` in batches from the start of `kv`; answers logits for the last token or for all of them.
+///
+/// # Errors
+/// As [`Executor::forward`], and where the tokens do not fit the cache.
+pub fn evaluate(
+    executor: &mut Executor,
+    kv: &mut KvCache,
+    ids: &[u32],
+    wanted: LogitsFor,
+    mut trace: Option<&mut RouterTrace>,
+) -> Result<Vec<f32>> {
+    kv.clear();
+    if ids.len() > kv.capacity() {
+        return Err(RuntimeError::PromptTooLong { tokens: ids.len(), context: kv.capacity() });
+    }
+    let mut logits = Vec::new();
+    let last = ids.chunks(executor.batch()).count().saturating_sub(1);
+    for (n, batch) in ids.chunks(executor.batch()).enumerate() {
+        let wanted = if wanted == LogitsFor::Last && n < last { LogitsFor::None } else { wanted };
+        logits.extend_from_slice(executor.forward(batch, kv, wanted, trace.as_deref_mut())?);
+    }
+    Ok(logits)
 }

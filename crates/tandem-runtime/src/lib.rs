@@ -1,1 +1,17 @@
-//! See the crate's description.
+//! Runs models: the forward pass over a batch of tokens, sampling, and the loop that writes a text.
+#![forbid(unsafe_code)]
+
+mod error;
+mod executor;
+mod model;
+pub mod perplexity;
+mod sampling;
+mod session;
+mod stop;
+
+pub use error::{Result, RuntimeError};
+pub use executor::{DEFAULT_BATCH, Executor, LogitsFor, RouterTrace, evaluate};
+pub use model::Model;
+pub use sampling::{Sampler, SamplingParams};
+pub use session::{FinishReason, Generated, Request, Session};
+pub use stop::{Filtered, StopFilter};

@@ -1,6 +1,6 @@
 //! A model in memory: config and weights, shared by everything that computes with it.
 
-use tandem_cpu::MatrixRef;
+use tandem_cpu::ops::MatrixRef;
 use tandem_memory::WeightStore;
 use tandem_model::catalogue::LayerTensor;
 use tandem_model::{Checkpoint, PhimoeConfig, TensorId};
@@ -41,6 +41,7 @@ impl Model {
     pub(crate) fn matrix(&self, id: TensorId) -> MatrixRef<'_> {
         let t = self.weights.tensor(id);
         MatrixRef::new(t.dtype, t.rows, t.cols, t.bytes)
+            .expect("the store holds whole rows of every tensor")
     }
 
     /// A norm or a bias.

@@ -51,7 +51,12 @@ impl SamplingParams {
         };
         let t = self.temperature;
         check(t >= 0.0 && t.is_finite(), "temperature", "0 or more", t)?;
-        check(self.top_p > 0.0 && self.top_p <= 1.0, "top_p", "more than 0, at most 1", self.top_p)?;
+        check(
+            self.top_p > 0.0 && self.top_p <= 1.0,
+            "top_p",
+            "more than 0, at most 1",
+            self.top_p,
+        )?;
         check((0.0..=1.0).contains(&self.min_p), "min_p", "0 to 1", self.min_p)?;
         let penalty = self.repetition_penalty;
         check(penalty > 0.0 && penalty.is_finite(), "repetition_penalty", "more than 0", penalty)
@@ -240,9 +245,8 @@ mod tests {
     #[test]
     fn top_k_top_p_and_min_p_cut_the_tail() {
         let logits = [3.0, 2.0, 1.0, 0.0]; // probabilities 0.644 0.237 0.087 0.032
-        let possible = |p: SamplingParams| {
-            draw(p, &logits, 5_000).iter().filter(|&&f| f > 0.0).count()
-        };
+        let possible =
+            |p: SamplingParams| draw(p, &logits, 5_000).iter().filter(|&&f| f > 0.0).count();
         assert_eq!(possible(params()), 4);
         assert_eq!(possible(SamplingParams { top_k: 2, ..params() }), 2);
         assert_eq!(possible(SamplingParams { top_p: 0.6, ..params() }), 1);

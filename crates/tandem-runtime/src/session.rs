@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use tandem_memory::{KvCache, KvType};
-use tandem_model::detokenize::Detokenizer;
+use tandem_model::detokenize::{Detokenizer, Special};
 use tandem_model::tokenizer::Tokenizer;
 
 use crate::error::{Result, RuntimeError};
@@ -23,6 +23,9 @@ pub struct Request {
     pub stop_ids: Vec<u32>,
     /// Strings that end the text; they are not part of it.
     pub stop_strings: Vec<String>,
+    /// Whether the answer goes on where the prompt's text ends, so that a space between the two belongs to it. The
+    /// answer to a conversation begins anew.
+    pub continues_prompt: bool,
 }
 
 /// Why a text ended.
@@ -116,12 +119,13 @@ impl Session {
         let mut sampler = Sampler::new(request.sampling.clone())?;
         let started = Instant::now();
         let cached_tokens = self.keep_common(prompt)?;
-        let mut output = Output::new(tokenizer, request, listener);
+        let mut output = Output::new(tokenizer, prompt, request, listener);
         let max_tokens = request.max_tokens.unwrap_or(usize::MAX);
         let mut logits = self.prefill(executor, prompt, &mut output)?;
         let prompt_time = started.elapsed();
         let decode_started = Instant::now();
-        let mut finish = if output.cancelled { FinishReason::Cancelled } else { FinishReason::Length };
+        let mut finish =
+            if output.cancelled { FinishReason::Cancelled } else { FinishReason::Length };
         let mut text_ids = Vec::new();
         let mut decoded_tokens = 0;
         while !output.cancelled && text_ids.len() < max_tokens {
@@ -133,7 +137,8 @@ impl Session {
             }
             text_ids.push(id);
             if output.token(id) {
-                finish = if output.cancelled { FinishReason::Cancelled } else { FinishReason::Stop };
+                finish =
+                    if output.cancelled { FinishReason::Cancelled } else { FinishReason::Stop };
                 break;
             }
             if text_ids.len() == max_tokens {
@@ -144,7 +149,12 @@ impl Session {
                 break;
             }
             logits.clear();
-            logits.extend_from_slice(executor.forward(&[id], &mut self.kv, LogitsFor::Last, None)?);
+            logits.extend_from_slice(executor.forward(
+                &[id],
+                &mut self.kv,
+                LogitsFor::Last,
+                None,
+            )?);
             self.ids.push(id);
             decoded_tokens += 1;
         }
@@ -167,11 +177,8 @@ impl Session {
             return Err(RuntimeError::EmptyPrompt);
         }
         if prompt.len() > self.context() {
-            return Err(RuntimeError::PromptTooLong {
-                tokens: prompt.len(),
-                context: self.context(),
-                hint: String::new(),
-            });
+            let (tokens, context) = (prompt.len(), self.context());
+            return Err(RuntimeError::PromptTooLong { tokens, context });
         }
         let common = self.ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let common = common.min(prompt.len() - 1);
@@ -213,11 +220,18 @@ struct Output<'a> {
 impl<'a> Output<'a> {
     fn new(
         tokenizer: &'a Tokenizer,
+        prompt: &[u32],
         request: &Request,
         listener: &'a mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Self {
+        let mut detokenizer = Detokenizer::new(tokenizer, Special::Skip);
+        if request.continues_prompt {
+            for &id in prompt {
+                detokenizer.push(id);
+            }
+        }
         Self {
-            detokenizer: Detokenizer::new(tokenizer, true),
+            detokenizer,
             filter: StopFilter::new(&request.stop_strings),
             listener,
             text: String::new(),
@@ -263,7 +277,7 @@ impl<'a> Output<'a> {
         if self.stopped {
             return;
         }
-        let rest = self.detokenizer.finish();
+        let rest = self.detokenizer.finish().unwrap_or_default();
         self.show(&rest);
         if !self.stopped {
             let held = self.filter.finish();

@@ -4,11 +4,13 @@
 //! panics instead of returning errors: a test that cannot get its data or its oracle has failed.
 #![forbid(unsafe_code)]
 
+mod artifact;
 mod python;
 mod rng;
 
 use std::path::{Path, PathBuf};
 
+pub use artifact::build_once;
 pub use python::{python, run_python};
 pub use rng::Rng;
 

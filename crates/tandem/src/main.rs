@@ -1,1 +1,66 @@
-fn main() {}
+//! The command line of Tandem. Thin: it reads options, calls the libraries and prints.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr)] // this is where printing belongs
+
+mod commands;
+mod demo;
+mod engine;
+mod interrupt;
+mod options;
+mod progress;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Runs Mixture-of-Experts language models (PhiMoE) on your own computer.
+///
+/// Try it without any model of your own: `tandem run "Tell me a short story about a dragon named Max."`
+#[derive(Parser)]
+#[command(name = "tandem", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(commands::run::RunArgs),
+    Chat(commands::chat::ChatArgs),
+    Inspect(commands::inspect::InspectArgs),
+    Quantize(commands::quantize::QuantizeArgs),
+    Tokenize(commands::tokenize::TokenizeArgs),
+    Perplexity(commands::perplexity::PerplexityArgs),
+    Logits(commands::logits::LogitsArgs),
+    Completions(commands::completions::CompletionsArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => commands::run::run(&args),
+        Command::Chat(args) => commands::chat::chat(&args),
+        Command::Inspect(args) => commands::inspect::inspect(&args),
+        Command::Quantize(args) => commands::quantize::quantize(&args),
+        Command::Tokenize(args) => commands::tokenize::tokenize(&args),
+        Command::Perplexity(args) => commands::perplexity::perplexity(&args),
+        Command::Logits(args) => commands::logits::logits(&args),
+        Command::Completions(args) => commands::completions::completions::<Cli>(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whoever read our output has seen enough (`tandem run ... | head -1`): that is no error.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -50,7 +50,8 @@ pub(super) fn encode(weights: &[f32; 32], block: &mut [u8; 18]) {
     let relative = weights.map(|w| w * inverse);
     let d = best_scale(&relative, largest);
     let relative_d = d.to_f32() * inverse;
-    let quants = relative.map(|w| if relative_d == 0.0 { 0.0 } else { nearest(w, 1.0 / relative_d) });
+    let quants =
+        relative.map(|w| if relative_d == 0.0 { 0.0 } else { nearest(w, 1.0 / relative_d) });
     block[..2].copy_from_slice(&d.to_le_bytes());
     for (i, byte) in block[2..].iter_mut().enumerate() {
         let nibble = |q: f32| (q + 8.0) as u8;

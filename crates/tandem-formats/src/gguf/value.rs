@@ -153,7 +153,7 @@ impl From<&str> for Value {
     }
 }
 
-/// Type and value, as in ``u32 `7` ``; arrays by element type and length only.
+/// Type and value, as in "u32 7"; arrays by length and element type only.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.value_type().name())?;

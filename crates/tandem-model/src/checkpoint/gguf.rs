@@ -34,10 +34,12 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
     let files = vec![InputFile::open(path)?];
     let entries = place_all(&config, path, &files, |id| {
         let name = id.gguf_name().name;
-        let found = file
-            .tensors()
-            .get(&name)
-            .map(|t| Found { dtype: t.dtype, shape: &t.shape, offset: t.offset, file: 0 });
+        let found = file.tensors().get(&name).map(|t| Found {
+            dtype: t.dtype,
+            shape: &t.shape,
+            offset: t.offset,
+            file: 0,
+        });
         Ok((name, found))
     })?;
     let template = keys.str("tokenizer.chat_template")?.map(str::to_owned);
@@ -60,7 +62,8 @@ fn rows(file: &GgufFile, name: &str) -> Result<usize> {
         None => Err(FormatError::invalid(path, field, "to be there", "no such tensor").into()),
         Some(t) if t.shape.len() == 2 => Ok(t.shape[0]),
         Some(t) => {
-            Err(FormatError::invalid(path, field, "two dimensions", format!("{:?}", t.shape)).into())
+            Err(FormatError::invalid(path, field, "two dimensions", format!("{:?}", t.shape))
+                .into())
         }
     }
 }

@@ -39,7 +39,12 @@ pub(super) fn open(folder: &Path) -> Result<Checkpoint> {
             Some(&(file, info)) => Some(Found {
                 dtype: info.dtype.to_weights().ok_or_else(|| {
                     let field = format!("tensor `{name}` type");
-                    FormatError::invalid(files[file].path(), field, "F32, F16 or BF16", info.dtype.name())
+                    FormatError::invalid(
+                        files[file].path(),
+                        field,
+                        "F32, F16 or BF16",
+                        info.dtype.name(),
+                    )
                 })?,
                 shape: &info.shape,
                 offset: info.offset,
@@ -105,8 +110,13 @@ fn indexed_shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
                 (Some(Component::Normal(_)), None) => Ok(folder.join(name)),
                 _ => {
                     let found = format!("`{name}`");
-                    Err(FormatError::invalid(index, "weight_map", "names of files in this folder", found)
-                        .into())
+                    Err(FormatError::invalid(
+                        index,
+                        "weight_map",
+                        "names of files in this folder",
+                        found,
+                    )
+                    .into())
                 }
             }
         })
@@ -121,9 +131,13 @@ fn merge(shards: &[SafetensorsFile]) -> Result<BTreeMap<&str, (usize, &TensorInf
             if let Some((other, _)) = all.insert(name.as_str(), (file, info)) {
                 let found = format!("another in {}", shards[other].file().path().display());
                 let field = format!("tensor `{name}`");
-                return Err(
-                    FormatError::invalid(shard.file().path(), field, "one tensor of that name", found).into()
-                );
+                return Err(FormatError::invalid(
+                    shard.file().path(),
+                    field,
+                    "one tensor of that name",
+                    found,
+                )
+                .into());
             }
         }
     }

@@ -153,7 +153,11 @@ impl Checkpoint {
                 file.path(),
                 format!("tensor `{}`", self.tensor_name(id)),
                 "finite weights",
-                format!("NaN or infinity at row {}, column {}", rows.start + at / entry.cols, at % entry.cols),
+                format!(
+                    "NaN or infinity at row {}, column {}",
+                    rows.start + at / entry.cols,
+                    at % entry.cols
+                ),
             )
             .into()),
         }
@@ -186,7 +190,9 @@ impl Checkpoint {
             Container::HuggingFace => id.hf_name(),
             Container::Gguf => match id.gguf_name() {
                 tandem @ crate::catalogue::GgufName { expert: None, .. } => tandem.name,
-                stacked => format!("{}` expert `{}", stacked.name, stacked.expert.unwrap_or_default()),
+                stacked => {
+                    format!("{}` expert `{}", stacked.name, stacked.expert.unwrap_or_default())
+                }
             },
         }
     }
@@ -236,8 +242,11 @@ fn place_all<'a>(
             );
         }
         if found.dtype.bytes_for(cols).is_none() {
-            let expected = format!("columns divisible by {} for {}", found.dtype.block_len(), found.dtype);
-            return Err(FormatError::invalid(path, format!("tensor `{name}`"), expected, cols).into());
+            let expected =
+                format!("columns divisible by {} for {}", found.dtype.block_len(), found.dtype);
+            return Err(
+                FormatError::invalid(path, format!("tensor `{name}`"), expected, cols).into()
+            );
         }
         let mut entry =
             Entry { dtype: found.dtype, rows, cols, file: found.file, offset: found.offset };

@@ -14,7 +14,8 @@ impl GgmlVocab {
         let strings = |key: &str| -> Result<Option<Vec<String>>> {
             Ok(keys.strings(&ggml(key))?.map(<[String]>::to_vec))
         };
-        let string = |key: &str| -> Result<Option<String>> { Ok(keys.str(key)?.map(str::to_owned)) };
+        let string =
+            |key: &str| -> Result<Option<String>> { Ok(keys.str(key)?.map(str::to_owned)) };
         let Some(tokens) = strings("tokens")? else { return Ok(None) };
         Ok(Some(Self {
             model: string(&ggml("model"))?.unwrap_or_else(|| "llama".to_owned()),

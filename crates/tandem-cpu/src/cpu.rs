@@ -1,0 +1,54 @@
+//! The context of every operation.
+
+use crate::isa::{Isa, IsaUnavailable, Kernels};
+use crate::team::ThreadTeam;
+
+/// A thread team and the instruction set that it computes with.
+pub struct Cpu {
+    team: ThreadTeam,
+    isa: Isa,
+    kernels: &'static dyn Kernels,
+}
+
+impl Cpu {
+    /// A context with the best instruction set of this machine.
+    pub fn new(team: ThreadTeam) -> Self {
+        let isa = Isa::detect();
+        Self { team, isa, kernels: isa.kernels() }
+    }
+
+    /// A context with a given instruction set: for tests and comparisons.
+    ///
+    /// # Errors
+    /// When this machine lacks the instruction set.
+    pub fn with_isa(team: ThreadTeam, isa: Isa) -> Result<Self, IsaUnavailable> {
+        if !isa.is_available() {
+            return Err(IsaUnavailable(isa));
+        }
+        Ok(Self { team, isa, kernels: isa.kernels() })
+    }
+
+    /// The thread team.
+    pub fn team(&self) -> &ThreadTeam {
+        &self.team
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The inner loops of that instruction set.
+    pub(crate) fn kernels(&self) -> &'static dyn Kernels {
+        self.kernels
+    }
+}
+
+impl std::fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cpu")
+            .field("threads", &self.team.threads())
+            .field("isa", &self.isa)
+            .finish()
+    }
+}

@@ -1,0 +1,35 @@
+//! One output, written by several threads at once in parts that do not overlap.
+//!
+//! The parts of a tile of a matrix product are strided, so they cannot be had by splitting a slice.
+#![allow(unsafe_code)]
+
+use std::marker::PhantomData;
+
+/// A slice that hands out parts for writing through a shared reference.
+pub(crate) struct Disjoint<'a> {
+    start: *mut f32,
+    len: usize,
+    owner: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: parts are handed out only under the contract of `part`, which makes them the only access there is.
+unsafe impl Sync for Disjoint<'_> {}
+// SAFETY: as above; it is a borrowed `&mut [f32]` in all but type.
+unsafe impl Send for Disjoint<'_> {}
+
+impl<'a> Disjoint<'a> {
+    pub(crate) fn new(slice: &'a mut [f32]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), owner: PhantomData }
+    }
+
+    /// The `len` numbers from `start` on, for writing.
+    ///
+    /// # Safety
+    /// No two parts that overlap may be alive at the same time.
+    #[expect(clippy::mut_from_ref, reason = "the caller promises that parts do not overlap")]
+    pub(crate) unsafe fn part(&self, start: usize, len: usize) -> &mut [f32] {
+        assert!(start <= self.len && len <= self.len - start, "{len} from {start} of {}", self.len);
+        // SAFETY: the part lies within the borrowed slice, and the caller promises that nothing else uses it.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}

@@ -1,0 +1,143 @@
+//! Instruction sets, and the inner loops that each of them implements.
+//!
+//! The operations in [`crate::ops`] check shapes, cut the work and share it out; what is left are a few loops
+//! over numbers, and those are [`Kernels`]. An instruction set that has no faster way for one of them calls
+//! [`generic`]'s. A new instruction set is a new implementation of this trait and a new line in [`Isa`]; the
+//! conformance suite then runs against it.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod generic;
+
+use std::fmt;
+
+use half::f16;
+use tandem_formats::DType;
+
+/// Instruction sets that the operations are written for, the slowest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Isa {
+    /// Plain Rust, for every machine.
+    Generic,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+}
+
+impl Isa {
+    /// Every instruction set, the slowest first.
+    pub const ALL: [Self; 2] = [Self::Generic, Self::Avx2];
+
+    /// The best instruction set of this machine.
+    pub fn detect() -> Self {
+        Self::ALL.into_iter().rfind(|isa| isa.is_available()).unwrap_or(Self::Generic)
+    }
+
+    /// Whether this machine has it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Generic => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => avx2::Avx2::new().is_some(),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 => false,
+        }
+    }
+
+    /// The name users type, as in `avx2`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Generic => "generic",
+            Self::Avx2 => "avx2",
+        }
+    }
+
+    /// The inner loops; generic ones where this machine lacks the instruction set.
+    pub(crate) fn kernels(self) -> &'static dyn Kernels {
+        match self {
+            Self::Generic => &generic::Generic,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                static AVX2: std::sync::OnceLock<Option<avx2::Avx2>> = std::sync::OnceLock::new();
+                match AVX2.get_or_init(avx2::Avx2::new) {
+                    Some(kernels) => kernels,
+                    None => &generic::Generic,
+                }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 => &generic::Generic,
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The machine lacks an instruction set.
+#[derive(Debug, thiserror::Error)]
+#[error("this machine lacks the instruction set {0}")]
+pub struct IsaUnavailable(
+    /// The instruction set asked for.
+    pub Isa,
+);
+
+/// Rows of equal length within a slice, at equal distances.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    data: &'a [f32],
+    count: usize,
+    len: usize,
+    stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// `count` rows of `len` numbers, `stride` apart.
+    pub(crate) fn new(data: &'a [f32], count: usize, len: usize, stride: usize) -> Self {
+        let needed = if count == 0 { 0 } else { (count - 1) * stride + len };
+        assert!(data.len() >= needed, "{} numbers for {count} rows that need {needed}", data.len());
+        Self { data, count, len, stride }
+    }
+
+    /// `count` rows, one right after the other, that make up the whole slice.
+    pub(crate) fn packed(data: &'a [f32], count: usize) -> Self {
+        let len = data.len().checked_div(count).unwrap_or(0);
+        assert_eq!(data.len(), count * len, "numbers of {count} rows");
+        Self { data, count, len, stride: len }
+    }
+
+    /// One row.
+    pub(crate) fn row(&self, index: usize) -> &'a [f32] {
+        &self.data[index * self.stride..][..self.len]
+    }
+}
+
+/// The inner loops of the operations. Each checks what its memory accesses rely on.
+pub(crate) trait Kernels: Sync {
+    /// Decodes `bytes`, whole blocks of `dtype`, into as many weights as `out` holds.
+    fn decode(&self, dtype: DType, bytes: &[u8], out: &mut [f32]);
+
+    /// Converts f16 to f32.
+    fn decode_f16(&self, halves: &[f16], out: &mut [f32]);
+
+    /// The dot product of one encoded row of weights and `x`.
+    fn dot(&self, dtype: DType, row: &[u8], x: &[f32]) -> f32;
+
+    /// Adds to `out[j][i]` the dot product of row `i` of `a` and row `j` of `b`.
+    ///
+    /// The order of each sum depends on the rows' length alone, never on how many rows there are.
+    fn dots(&self, a: Rows<'_>, b: Rows<'_>, out: &mut [f32]);
+
+    /// Adds to row `i` of `out` the rows of `values`, weighted by row `i` of `weights`.
+    fn weighted_sums(&self, weights: Rows<'_>, values: Rows<'_>, out: &mut [f32]);
+
+    /// Replaces each `x` by `exp(x - max)` and returns their sum.
+    fn exp_sum(&self, x: &mut [f32], max: f32) -> f32;
+
+    /// `gate = gate / (1 + exp(-gate)) * up`.
+    fn silu_mul(&self, gate: &mut [f32], up: &[f32]);
+
+    /// `out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias`, with the biased variance.
+    fn layer_norm(&self, x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]);
+}

@@ -1,0 +1,28 @@
+//! The operations of a forward pass.
+//!
+//! Activations are f32, row-major, one row per token: `[token][feature]`. Shapes are the model's affair and
+//! checked when it is loaded; an operation that is handed slices that do not fit together panics with both
+//! sizes, as that is an error of the program.
+
+mod attention;
+mod elementwise;
+mod matmul;
+mod matrix;
+mod norm;
+mod rope;
+
+pub use attention::attention;
+pub use elementwise::{add, add_scaled, argmax, silu_mul};
+pub use matmul::{Product, matmul, matmul_all};
+pub use matrix::MatrixRef;
+pub use norm::layer_norm;
+pub use rope::Rope;
+
+/// How many tokens `len` numbers are, at `width` numbers a token.
+///
+/// # Panics
+/// When they are no whole number of tokens.
+fn tokens(what: &str, len: usize, width: usize) -> usize {
+    assert!(width > 0 && len.is_multiple_of(width), "{what}: {len} numbers are no rows of {width}");
+    len / width
+}

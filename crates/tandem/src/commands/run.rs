@@ -1,0 +1,163 @@
+//! `tandem run`: one prompt, one answer.
+
+use std::io::{IsTerminal, Read, Write};
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use tandem_model::chat::Message;
+use tandem_runtime::{FinishReason, Request};
+
+use crate::engine::Engine;
+use crate::interrupt;
+use crate::options::{ComputeOptions, GenerateOptions, ModelOption};
+use crate::report::Statistics;
+
+/// Answer a prompt: the text goes to stdout as it is written, statistics to stderr
+#[derive(Args)]
+pub(crate) struct RunArgs {
+    /// The prompt. Without it (or with `-`), stdin is read
+    #[arg(value_name = "PROMPT")]
+    prompt: Vec<String>,
+
+    #[command(flatten)]
+    model: ModelOption,
+
+    #[command(flatten)]
+    generate: GenerateOptions,
+
+    /// What the model is told before the prompt
+    #[arg(long, value_name = "TEXT", env = "TANDEM_SYSTEM", conflicts_with = "raw")]
+    system: Option<String>,
+
+    /// Continue the prompt as plain text, without the model's chat template
+    #[arg(long, env = "TANDEM_RAW")]
+    raw: bool,
+
+    /// Print one JSON object with text, ids and statistics instead of the text
+    #[arg(long, env = "TANDEM_JSON")]
+    json: bool,
+
+    /// Print no statistics
+    #[arg(short, long, env = "TANDEM_QUIET")]
+    quiet: bool,
+
+    #[command(flatten)]
+    compute: ComputeOptions,
+}
+
+pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let prompt = prompt_text(&args.prompt)?;
+    args.generate.sampling().validate()?;
+    interrupt::install()?;
+    let mut engine = Engine::load(&args.model, &args.compute)?;
+    if !args.quiet {
+        eprintln!("{}", engine.describe());
+    }
+    let ids = prompt_ids(&engine, args, &prompt)?;
+    let request = Request { continues_prompt: args.raw, ..engine.request(&args.generate) };
+    let mut output = Output { json: args.json, error: None };
+    let generated = engine.session.generate(
+        &mut engine.executor,
+        &engine.text.tokenizer,
+        &ids,
+        &request,
+        &mut |text| output.show(text),
+    )?;
+    output.end(&generated.text)?;
+    let statistics = Statistics::new(engine.load_time, &generated);
+    if args.json {
+        let object = serde_json::json!({
+            "text": generated.text,
+            "ids": generated.ids,
+            "prompt_ids": ids,
+            "finish_reason": generated.finish.name(),
+            "seed": request.sampling.seed,
+            "statistics": statistics,
+        });
+        writeln!(std::io::stdout(), "{object}")?;
+    } else if !args.quiet {
+        eprintln!("{}", statistics.line());
+        if generated.finish == FinishReason::ContextFull {
+            eprintln!(
+                "the answer ends here because the context of {} tokens is full",
+                engine.session.context()
+            );
+        }
+    }
+    let interrupted = generated.finish == FinishReason::Cancelled;
+    Ok(if interrupted { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
+}
+
+/// The prompt from the arguments or from stdin.
+fn prompt_text(words: &[String]) -> anyhow::Result<String> {
+    let mut stdin = std::io::stdin();
+    let text = match words {
+        [] if stdin.is_terminal() => bail!(
+            "no prompt: give it as an argument (tandem run \"Tell me a story.\") or pipe it in; \
+             `tandem chat` is for conversations"
+        ),
+        [] => read_to_end(&mut stdin)?,
+        [dash] if dash == "-" => read_to_end(&mut stdin)?,
+        words => words.join(" "),
+    };
+    if text.trim().is_empty() {
+        bail!("the prompt is empty: give some text as an argument or on stdin");
+    }
+    Ok(text)
+}
+
+fn read_to_end(input: &mut impl Read) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    input.read_to_end(&mut bytes).context("cannot read the prompt from stdin")?;
+    String::from_utf8(bytes).context("the prompt on stdin is not UTF-8 text")
+}
+
+fn prompt_ids(engine: &Engine, args: &RunArgs, prompt: &str) -> anyhow::Result<Vec<u32>> {
+    if args.raw {
+        return Ok(engine.text.tokenizer.encode(prompt)?);
+    }
+    let message =
+        |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
+    let system = args.system.iter().map(|text| message("system", text));
+    // A line break at the end of a piped prompt is the pipe's, not the user's.
+    let messages: Vec<_> = system.chain([message("user", prompt.trim_end_matches('\n'))]).collect();
+    engine.conversation(&messages)
+}
+
+/// The stream to stdout.
+struct Output {
+    json: bool,
+    error: Option<std::io::Error>,
+}
+
+impl Output {
+    fn show(&mut self, text: &str) -> ControlFlow<()> {
+        if interrupt::requested() {
+            return ControlFlow::Break(());
+        }
+        if self.json || text.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        let mut stdout = std::io::stdout();
+        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(e) => {
+                self.error = Some(e);
+                ControlFlow::Break(())
+            }
+        }
+    }
+
+    /// Ends the text with a line break, as files and terminals want it.
+    fn end(self, text: &str) -> anyhow::Result<()> {
+        if let Some(e) = self.error {
+            return Err(e).context("cannot write the answer to stdout");
+        }
+        if !self.json && !text.is_empty() && !text.ends_with('\n') {
+            writeln!(std::io::stdout()).context("cannot write the answer to stdout")?;
+        }
+        Ok(())
+    }
+}

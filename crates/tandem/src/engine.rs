@@ -1,0 +1,160 @@
+//! From options to a model that is ready to answer.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use tandem_model::chat::Message;
+use tandem_model::{Checkpoint, Text};
+use tandem_runtime::{Executor, Model, Request, Session};
+
+use crate::options::{ComputeOptions, GenerateOptions, ModelOption};
+use crate::{demo, progress};
+
+/// A loaded model with one text in progress.
+pub(crate) struct Engine {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) text: Text,
+    pub(crate) executor: Executor,
+    pub(crate) session: Session,
+    pub(crate) load_time: Duration,
+}
+
+impl Engine {
+    /// Finds, checks and loads the model.
+    pub(crate) fn load(model: &ModelOption, compute: &ComputeOptions) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let checkpoint = open(model.model.as_deref(), compute)?;
+        let text = checkpoint.text()?;
+        let executor = executor(&checkpoint, compute)?;
+        let session = session(&checkpoint, &executor, compute)?;
+        Ok(Self { checkpoint, text, executor, session, load_time: started.elapsed() })
+    }
+
+    /// What to generate, with the model's own stop ids.
+    pub(crate) fn request(&self, options: &GenerateOptions) -> Request {
+        Request {
+            max_tokens: options.max_tokens,
+            sampling: options.sampling(),
+            stop_ids: self.checkpoint.special_ids().stop.clone(),
+            stop_strings: options.stop.clone(),
+            continues_prompt: false,
+        }
+    }
+
+    /// The ids of a conversation that the model is to continue with its answer.
+    pub(crate) fn conversation(&self, messages: &[Message]) -> anyhow::Result<Vec<u32>> {
+        let Some(template) = &self.text.template else {
+            bail!(
+                "{}: this model has no chat template; use `tandem run --raw` to continue a plain text",
+                self.checkpoint.path().display()
+            );
+        };
+        Ok(self.text.tokenizer.encode(&template.render(messages, true)?)?)
+    }
+
+    /// One line for the user: what runs where.
+    pub(crate) fn describe(&self) -> String {
+        let threads = self.executor.threads();
+        format!(
+            "{} on the CPU with {threads} thread{} (this version does not use a GPU yet)",
+            self.checkpoint.path().file_name().map_or_else(
+                || self.checkpoint.path().display().to_string(),
+                |name| name.to_string_lossy().into_owned()
+            ),
+            if threads == 1 { "" } else { "s" },
+        )
+    }
+}
+
+/// Opens a model by path or hub name, the demo model without one, and applies the options that change its config.
+pub(crate) fn open(model: Option<&str>, compute: &ComputeOptions) -> anyhow::Result<Checkpoint> {
+    let mut checkpoint = Checkpoint::open(&locate(model)?)?;
+    if compute.no_sliding_window {
+        checkpoint.config_mut().sliding_window = None;
+    }
+    Ok(checkpoint)
+}
+
+/// Loads the weights, with a progress bar, and starts the threads.
+pub(crate) fn executor(
+    checkpoint: &Checkpoint,
+    compute: &ComputeOptions,
+) -> anyhow::Result<Executor> {
+    let threads = compute.threads();
+    let bar = progress::bytes(checkpoint.summary().total().bytes, "loading");
+    let model = Model::load(checkpoint, threads, &|bytes| bar.inc(bytes))?;
+    bar.finish_and_clear();
+    Ok(Executor::new(Arc::new(model), threads, compute.batch)?)
+}
+
+/// An empty text with the context the options ask for.
+pub(crate) fn session(
+    checkpoint: &Checkpoint,
+    executor: &Executor,
+    compute: &ComputeOptions,
+) -> anyhow::Result<Session> {
+    let made_for = checkpoint.config().context_length;
+    let context = compute.ctx.unwrap_or(made_for);
+    if context > made_for {
+        bail!(
+            "--ctx: expected at most {made_for} tokens, which this model was made for, found {context}"
+        );
+    }
+    Ok(Session::new(executor, context, compute.kv_type.into())?)
+}
+
+/// The path of a model: as it is where something is there, else from the hub.
+pub(crate) fn locate(model: Option<&str>) -> anyhow::Result<PathBuf> {
+    let Some(model) = model else { return demo::path() };
+    let path = Path::new(model);
+    if path.exists() {
+        return Ok(path.to_owned());
+    }
+    if !looks_like_hub_name(model) {
+        bail!(
+            "{model}: no such file or folder; expected a .gguf file, a folder with config.json, or a name on the \
+             Hugging Face hub such as microsoft/Phi-tiny-MoE-instruct"
+        );
+    }
+    fetch(model)
+}
+
+/// `organisation/name`, perhaps with a revision or a file; not `./x/y`, `/x` or `x.gguf`.
+fn looks_like_hub_name(model: &str) -> bool {
+    let mut parts = model.split('/');
+    let (Some(organisation), Some(name), None) = (parts.next(), parts.next(), parts.next()) else {
+        return false;
+    };
+    let plain =
+        |s: &str| !s.is_empty() && !s.starts_with(['.', '~']) && !s.contains(char::is_whitespace);
+    plain(organisation) && plain(name) && (!name.ends_with(".gguf") || name.contains(':'))
+}
+
+#[cfg(feature = "hub")]
+fn fetch(model: &str) -> anyhow::Result<PathBuf> {
+    use tandem_model::hub;
+    Ok(hub::fetch_model(model, None, &hub::HubOptions::from_env())?)
+}
+
+#[cfg(not(feature = "hub"))]
+fn fetch(model: &str) -> anyhow::Result<PathBuf> {
+    bail!(
+        "{model}: no such file or folder, and this program was built without the feature `hub` for downloads"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::looks_like_hub_name;
+
+    #[test]
+    fn hub_names_and_paths_are_told_apart() {
+        assert!(looks_like_hub_name("microsoft/Phi-tiny-MoE-instruct"));
+        assert!(looks_like_hub_name("org/name:file.gguf"));
+        for path in ["/abs/path", "./a/b", "a/b/c", "model", "dir/x.gguf", "~/x", "a b/c", "../x"] {
+            assert!(!looks_like_hub_name(path), "{path}");
+        }
+    }
+}

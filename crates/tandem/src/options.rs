@@ -1,0 +1,133 @@
+//! Options that several commands share.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::{Args, ValueEnum};
+use tandem_memory::KvType;
+use tandem_runtime::{DEFAULT_BATCH, SamplingParams};
+
+/// Which model, and where it comes from.
+#[derive(Args, Clone)]
+pub(crate) struct ModelOption {
+    /// Model: a folder with config.json and safetensors, a .gguf file, or a name on the Hugging Face hub such as
+    /// microsoft/Phi-tiny-MoE-instruct. Without it, the small demo model that comes with Tandem
+    #[arg(short, long, value_name = "MODEL", env = "TANDEM_MODEL")]
+    pub(crate) model: Option<String>,
+}
+
+/// How the model is computed.
+#[derive(Args, Clone)]
+pub(crate) struct ComputeOptions {
+    /// Threads to compute with [default: one per core]
+    #[arg(short, long, value_name = "N", env = "TANDEM_THREADS", value_parser = at_least_one)]
+    pub(crate) threads: Option<usize>,
+
+    /// Tokens that prompt and answer may have together [default: what the model was made for]
+    #[arg(short, long, value_name = "TOKENS", env = "TANDEM_CTX", value_parser = at_least_one)]
+    pub(crate) ctx: Option<usize>,
+
+    /// Prompt tokens that go through the model together: more is faster and takes more memory
+    #[arg(long, value_name = "TOKENS", env = "TANDEM_BATCH", default_value_t = DEFAULT_BATCH,
+          value_parser = at_least_one)]
+    pub(crate) batch: usize,
+
+    /// Precision of the keys and values kept for earlier tokens
+    #[arg(long, value_name = "TYPE", env = "TANDEM_KV_TYPE", value_enum, default_value_t = KvPrecision::F16)]
+    pub(crate) kv_type: KvPrecision,
+
+    /// Let every token see all earlier ones, even where the model's config says only the nearest
+    #[arg(long, env = "TANDEM_NO_SLIDING_WINDOW")]
+    pub(crate) no_sliding_window: bool,
+}
+
+impl ComputeOptions {
+    pub(crate) fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(|| {
+            std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+        })
+    }
+}
+
+/// [`KvType`] as an option.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum KvPrecision {
+    F16,
+    F32,
+}
+
+impl From<KvPrecision> for KvType {
+    fn from(precision: KvPrecision) -> Self {
+        match precision {
+            KvPrecision::F16 => Self::F16,
+            KvPrecision::F32 => Self::F32,
+        }
+    }
+}
+
+/// How an answer is written.
+#[derive(Args, Clone)]
+pub(crate) struct GenerateOptions {
+    /// Tokens to write at most [default: until the answer ends or the context is full]
+    #[arg(short = 'n', long, value_name = "N", env = "TANDEM_MAX_TOKENS")]
+    pub(crate) max_tokens: Option<usize>,
+
+    /// Freedom of choice: 0 always takes the most likely token, 1 follows the model's probabilities
+    #[arg(long = "temp", value_name = "T", env = "TANDEM_TEMP", default_value_t = 0.7)]
+    pub(crate) temperature: f32,
+
+    /// Choose among the K most likely tokens only; 0 is all
+    #[arg(long, value_name = "K", env = "TANDEM_TOP_K", default_value_t = 40)]
+    pub(crate) top_k: usize,
+
+    /// Choose among the most likely tokens that together have probability P; 1 is all
+    #[arg(long, value_name = "P", env = "TANDEM_TOP_P", default_value_t = 0.95)]
+    pub(crate) top_p: f32,
+
+    /// Choose among tokens at least P times as likely as the most likely one; 0 is all
+    #[arg(long, value_name = "P", env = "TANDEM_MIN_P", default_value_t = 0.05)]
+    pub(crate) min_p: f32,
+
+    /// Make tokens that have been used less likely: 1 does nothing, 1.1 is mild
+    #[arg(long, value_name = "R", env = "TANDEM_REPEAT_PENALTY", default_value_t = 1.0)]
+    pub(crate) repeat_penalty: f32,
+
+    /// Tokens back that --repeat-penalty looks at; 0 is all
+    #[arg(long, value_name = "N", env = "TANDEM_REPEAT_LAST_N", default_value_t = 64)]
+    pub(crate) repeat_last_n: usize,
+
+    /// Start of the random numbers: the same seed gives the same text [default: a new one each time]
+    #[arg(long, value_name = "SEED", env = "TANDEM_SEED")]
+    pub(crate) seed: Option<u64>,
+
+    /// End the answer before this text (may be given several times)
+    #[arg(long, value_name = "TEXT", env = "TANDEM_STOP")]
+    pub(crate) stop: Vec<String>,
+}
+
+impl GenerateOptions {
+    pub(crate) fn sampling(&self) -> SamplingParams {
+        SamplingParams {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repeat_penalty,
+            repetition_window: self.repeat_last_n,
+            seed: self.seed.unwrap_or_else(clock_seed),
+        }
+    }
+}
+
+/// A seed that differs from run to run; short, so that it can be typed again.
+fn clock_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::from(now.subsec_nanos()) ^ (now.as_secs() & 0xffff_ffff)
+}
+
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected 1 or more".to_owned()),
+        Ok(n) => Ok(n),
+        Err(e) => Err(e.to_string()),
+    }
+}

@@ -1,0 +1,15 @@
+//! Any bytes are a GGUF header or an error, and tensors of an accepted one lie within the file.
+#![no_main]
+
+use std::path::Path;
+
+use libfuzzer_sys::fuzz_target;
+use tandem_formats::gguf::parse_header;
+
+fuzz_target!(|data: &[u8]| {
+    if let Ok(header) = parse_header(Path::new("fuzzed.gguf"), &mut &data[..], data.len() as u64) {
+        for tensor in header.tensors.values() {
+            assert!(tensor.offset + tensor.n_bytes <= data.len() as u64);
+        }
+    }
+});

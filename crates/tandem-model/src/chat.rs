@@ -1,15 +1,18 @@
 //! Chat templates: a conversation becomes the text that the model was trained on.
 //!
 //! Templates are Jinja programs inside `tokenizer_config.json`, written for the `transformers` library. `minijinja`
-//! runs them here, with the variables, filters and functions that `transformers` gives them. A template comes from a
-//! stranger, so it runs on a budget: `minijinja`'s fuel bounds its time and its memory together, and recursion is
-//! bounded apart.
+//! runs them here, with the variables, filters and functions that `transformers` gives them.
+//!
+//! A template comes from a stranger, so it runs on a budget: `minijinja`'s fuel bounds its time and its memory
+//! together, and recursion is bounded apart. A list that holds another twice, which holds a third twice, and so on,
+//! is small but long when written out, and fuel is charged for a text only once it exists; so lists and maps are
+//! printed and turned into JSON here, up to a limit. (What is left open is `~` and the string filters on such a list.)
 
 use std::io::{self, Write};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter};
 
@@ -39,8 +42,8 @@ const NAME: &str = "chat_template";
 const FUEL: u64 = 4_000_000;
 /// Nesting of calls in a template; real ones stay below ten.
 const RECURSION: usize = 100;
-/// The longest text that `tojson` writes. The fuel accounts for it only once it is there.
-const MAX_JSON: usize = 1 << 24;
+/// The longest text that a list or map may become, in bytes.
+const MAX_TEXT: usize = 1 << 24;
 
 impl ChatTemplate {
     /// Compiles a template; `bos` and `eos` are the texts of the tokens that begin and end a text.
@@ -57,6 +60,7 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
+        environment.set_formatter(print);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION);
         environment.add_template_owned(NAME, source.to_owned()).map_err(|e| error(&e))?;
@@ -68,14 +72,9 @@ impl ChatTemplate {
     /// # Errors
     /// When the template refuses the conversation (`raise_exception`), fails, or exceeds its budget.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let messages: Vec<Value> = messages
-            .iter()
-            .map(|m| {
-                [("role", m.role.as_str()), ("content", m.content.as_str())].into_iter().collect()
-            })
-            .collect();
+        let turn = |m: &Message| Value::from_pairs([("role", &*m.role), ("content", &*m.content)]);
         let mut variables = vec![
-            ("messages", Value::from(messages)),
+            ("messages", messages.iter().map(turn).collect()),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
             // `transformers` always passes these, and templates test them against none.
             ("tools", Value::from(())),
@@ -85,7 +84,7 @@ impl ChatTemplate {
         variables.extend(self.bos.as_deref().map(|bos| ("bos_token", Value::from(bos))));
         variables.extend(self.eos.as_deref().map(|eos| ("eos_token", Value::from(eos))));
         let template = self.environment.get_template(NAME).map_err(|e| error(&e))?;
-        template.render(variables.into_iter().collect::<Value>()).map_err(|e| error(&e))
+        template.render(Value::from_pairs(variables)).map_err(|e| error(&e))
     }
 }
 
@@ -100,9 +99,26 @@ fn error(error: &Error) -> ModelError {
     ModelError::Template { message: one_line(&message) }
 }
 
+/// What `{{ value }}` does.
+fn print(out: &mut Output, state: &mut State, value: &Value) -> std::result::Result<(), Error> {
+    if value.as_object().is_none() {
+        return escape_formatter(out, state, value);
+    }
+    Ok(out.write_str(&text_of(value)?)?)
+}
+
+/// The text of a value, unless it is too long.
+fn text_of(value: &Value) -> std::result::Result<String, Error> {
+    let mut text = Bounded(Vec::new());
+    let too_long =
+        |_| Error::new(ErrorKind::InvalidOperation, "the text of a list or map is too long");
+    write!(text, "{value}").map_err(too_long)?;
+    Ok(text.into_string())
+}
+
 /// `raise_exception(message)`: how a template refuses a conversation.
-fn raise_exception(message: String) -> std::result::Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message))
+fn raise_exception(message: &Value) -> std::result::Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, text_of(message)?))
 }
 
 /// `strftime_now(format)`: the local date and time.
@@ -132,15 +148,22 @@ fn to_json(value: &Value, args: Kwargs) -> std::result::Result<Value, Error> {
         None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)),
     };
     written.map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("tojson: {e}")))?;
-    Ok(Value::from(String::from_utf8_lossy(&out.0).into_owned()))
+    Ok(Value::from(out.into_string()))
 }
 
 /// A buffer that refuses to grow without end.
 struct Bounded(Vec<u8>);
 
+impl Bounded {
+    fn into_string(self) -> String {
+        // Both the JSON writer and the formatter write UTF-8.
+        String::from_utf8_lossy(&self.0).into_owned()
+    }
+}
+
 impl Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() > MAX_JSON - self.0.len() {
+        if bytes.len() > MAX_TEXT - self.0.len() {
             return Err(io::Error::other("the text is too long"));
         }
         self.0.extend_from_slice(bytes);

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use tandem_cpu::ops::{self, Product, Rope};
 use tandem_cpu::{Cpu, ThreadTeam};
-use tandem_formats::blocks;
 use tandem_memory::KvCache;
 use tandem_model::catalogue::LayerTensor as L;
 use tandem_model::config::EXPERTS_PER_TOKEN;
@@ -117,7 +116,7 @@ impl Executor {
     fn embed(&mut self, model: &Model, ids: &[u32]) {
         let embedding = model.matrix(TensorId::TokenEmbedding);
         for (x, &id) in self.scratch.x.chunks_exact_mut(embedding.cols).zip(ids) {
-            blocks::dequantize(embedding.dtype, embedding.row(id as usize), x);
+            embedding.decode_row(id as usize, x);
         }
     }
 

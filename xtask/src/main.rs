@@ -1,1 +1,35 @@
-fn main() {}
+//! Everything that is not `cargo build`: `cargo xtask test`, `cargo xtask demo`, `cargo xtask fullsize`.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr)] // a program for developers at a terminal
+
+mod demo;
+mod fullsize;
+mod shell;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+/// Set-up, fixtures and checks of Tandem.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what tests need (Python packages, into target/) and run all tests
+    Test(test::TestArgs),
+    /// Make the demo model and the corrections that tests need, from its bf16 original
+    Demo(demo::DemoArgs),
+    /// Make a full-size checkpoint with random weights (7.5 GB) and hold Tandem against the reference's results
+    Fullsize(fullsize::FullsizeArgs),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Test(args) => test::test(&args),
+        Command::Demo(args) => demo::demo(&args),
+        Command::Fullsize(args) => fullsize::fullsize(&args),
+    }
+}

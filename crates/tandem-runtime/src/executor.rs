@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use tandem_cpu::Cpu;
-use tandem_cpu::ops::{self, AttentionArgs, Product, Rope};
+use tandem_cpu::ops::{self, Product, Rope};
+use tandem_cpu::{Cpu, ThreadTeam};
 use tandem_memory::KvCache;
 use tandem_model::catalogue::LayerTensor as L;
 use tandem_model::config::EXPERTS_PER_TOKEN;
@@ -55,10 +55,17 @@ impl Executor {
     /// # Errors
     /// Where the threads cannot be started.
     pub fn new(model: Arc<Model>, threads: usize, batch: usize) -> Result<Self> {
-        let cpu = Cpu::new(threads).map_err(|source| RuntimeError::Threads { threads, source })?;
+        let team =
+            ThreadTeam::new(threads).map_err(|source| RuntimeError::Threads { threads, source })?;
         let config = model.config();
-        let rope = Rope::new(config.head_dim, config.rope_theta, config.context_length);
-        Ok(Self { cpu, rope, batch: batch.max(1), scratch: Scratch::default(), model })
+        let rope = Rope::new(config.head_dim, config.rope_theta).with_table(config.context_length);
+        Ok(Self {
+            cpu: Cpu::new(team),
+            rope,
+            batch: batch.max(1),
+            scratch: Scratch::default(),
+            model,
+        })
     }
 
     /// The model.
@@ -108,7 +115,7 @@ impl Executor {
 
     fn embed(&mut self, model: &Model, ids: &[u32]) {
         let embedding = model.matrix(TensorId::TokenEmbedding);
-        for (x, &id) in self.scratch.x.chunks_exact_mut(embedding.cols()).zip(ids) {
+        for (x, &id) in self.scratch.x.chunks_exact_mut(embedding.cols).zip(ids) {
             embedding.decode_row(id as usize, x);
         }
     }
@@ -143,16 +150,12 @@ impl Executor {
         for (position, (q, k)) in
             q.chunks_exact_mut(config.q_dim()).zip(k.chunks_exact_mut(config.kv_dim())).enumerate()
         {
-            self.rope.apply(q, config.n_heads, config.head_dim, start + position);
-            self.rope.apply(k, config.n_kv_heads, config.head_dim, start + position);
+            self.rope.apply(q, start + position);
+            self.rope.apply(k, start + position);
         }
         kv.write(index, start, k, v)?;
-        let args = AttentionArgs {
-            n_heads: config.n_heads,
-            start_pos: start,
-            window: config.sliding_window,
-        };
-        ops::attention(&self.cpu, q, kv.layer(index), args, mixed);
+        let window = config.sliding_window;
+        ops::attention(&self.cpu, q, kv.layer(index), start, config.n_heads, window, mixed);
         let bias = Some(layer.vector(L::OBias));
         ops::matmul(&self.cpu, layer.matrix(L::OWeight), bias, mixed, branch);
         ops::add(x, branch);

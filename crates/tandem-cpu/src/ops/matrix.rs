@@ -60,6 +60,14 @@ impl<'a> MatrixRef<'a> {
         let at = |column: usize| column / self.dtype.block_len() * self.dtype.block_bytes();
         &self.row(row)[at(columns.start)..at(columns.end)]
     }
+
+    /// Decodes one row, as an embedding table needs.
+    ///
+    /// # Panics
+    /// When there is no such row, or `out` is not as long as one.
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        tandem_formats::blocks::dequantize(self.dtype, self.row(row), out);
+    }
 }
 
 #[cfg(test)]
@@ -73,6 +81,15 @@ mod tests {
         assert_eq!((matrix.row_bytes(), matrix.row(1).len()), (36, 36));
         assert_eq!(matrix.row_range(1..2).bytes.as_ptr(), bytes[36..].as_ptr());
         assert_eq!(matrix.row_part(1, 32..64).as_ptr(), bytes[54..].as_ptr());
+    }
+
+    #[test]
+    fn decodes_a_row() {
+        let bytes: Vec<u8> =
+            [1.0f32, -2.0, 3.5, 0.25].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let mut row = [0.0; 2];
+        MatrixRef::new(DType::F32, 2, 2, &bytes).decode_row(1, &mut row);
+        assert_eq!(row, [3.5, 0.25]);
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub(crate) struct GenerateOptions {
     pub(crate) max_tokens: Option<usize>,
 
     /// Freedom of choice: 0 always takes the most likely token, 1 follows the model's probabilities
-    #[arg(long = "temp", value_name = "T", env = "TANDEM_TEMP", default_value_t = 0.7)]
+    #[arg(long = "temp", value_name = "T", env = "TANDEM_TEMP", default_value_t = 0.4)]
     pub(crate) temperature: f32,
 
     /// Choose among the K most likely tokens only; 0 is all

@@ -17,8 +17,8 @@ use crate::options::{ComputeOptions, ModelOption};
 
 /// Write a model's logits and router choices for given tokens as safetensors, for others to compare
 ///
-/// Tensors: input_ids i32 [T], logits f32 [T, vocab], router_logits f32 [layers, T, experts], router_idx i32 and
-/// router_w f32 [layers, T, 2].
+/// For T tokens: input_ids i32 (T), logits f32 (T x vocab), router_logits f32 (layers x T x experts), router_idx i32 and
+/// router_w f32 (layers x T x 2).
 #[derive(Args)]
 pub(crate) struct LogitsArgs {
     #[command(flatten)]

@@ -124,7 +124,7 @@ impl Checkpoint {
     /// Place and encoding of a tensor.
     ///
     /// # Panics
-    /// If `id` is no tensor of [`catalogue`] for this config; opening made sure that all of those are there.
+    /// If `id` is no tensor of [`catalogue()`] for this config; opening made sure that all of those are there.
     pub fn entry(&self, id: TensorId) -> Entry {
         self.entries[&id]
     }

@@ -2,7 +2,7 @@
 //!
 //! The ids are those of the `tokenizers` library on the model's `tokenizer.json`: that file, not a
 //! re-implementation, is what the model was trained with. What this module adds is the safe use of it. Files come
-//! from strangers, so [`check`] looks at everything that the library trusts before the library sees it; a GGUF file
+//! from strangers, so `check` looks at everything that the library trusts before the library sees it; a GGUF file
 //! without a `tokenizer.json` inside has one rebuilt from its vocabulary ([`GgmlVocab`]); and text comes back
 //! through [`Detokenizer`], token by token, never with half a character.
 

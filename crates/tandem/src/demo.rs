@@ -37,7 +37,13 @@ fn unpack() -> anyhow::Result<PathBuf> {
     let whole = std::fs::metadata(&path).is_ok_and(|m| m.len() == EMBEDDED.len() as u64);
     if !whole {
         std::fs::create_dir_all(&folder)
-            .with_context(|| format!("cannot make the cache folder {}", folder.display()))?;
+            .with_context(|| {
+                format!(
+                    "cannot make the folder {} for the demo model; set XDG_CACHE_HOME to a folder you can write to, \
+                     or give a model of your own with -m",
+                    folder.display()
+                )
+            })?;
         let mut file = AtomicFile::create(&path)?;
         file.append(EMBEDDED)?;
         file.commit()?;

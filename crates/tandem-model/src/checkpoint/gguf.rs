@@ -6,7 +6,8 @@ use tandem_formats::gguf::{GgufFile, Metadata};
 use tandem_formats::{FormatError, InputFile};
 
 use super::{Checkpoint, Container, Found, place_all};
-use crate::config::{GgufShapes, PhimoeConfig, SpecialIds};
+use crate::catalogue::GgufName;
+use crate::config::{GgufShapes, PhimoeConfig, SpecialIds, require_phimoe};
 use crate::error::Result;
 use crate::text::TextSource;
 use crate::tokenizer::GgmlVocab;
@@ -20,6 +21,7 @@ const STOP_TOKENS: [&str; 3] = ["<|endoftext|>", "<|end|>", "<|assistant|>"];
 pub(super) fn open(path: &Path) -> Result<Checkpoint> {
     let file = GgufFile::open(path)?;
     let keys = file.metadata();
+    require_phimoe(path, keys)?;
     let shapes = GgufShapes {
         q_dim: rows(&file, "blk.0.attn_q.weight")?,
         vocab_size: rows(&file, "token_embd.weight")?,
@@ -31,14 +33,16 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
     }
     let vocab = GgmlVocab::from_gguf(keys)?;
     let special = special_ids(keys, vocab.as_ref())?;
+    special.check_fits(path, config.vocab_size)?;
     let files = vec![InputFile::open(path)?];
     let entries = place_all(&config, path, &files, |id| {
-        let name = id.gguf_name().name;
+        let GgufName { name, expert } = id.gguf_name();
         let found = file.tensors().get(&name).map(|t| Found {
             dtype: t.dtype,
             shape: &t.shape,
             offset: t.offset,
             file: 0,
+            expert,
         });
         Ok((name, found))
     })?;

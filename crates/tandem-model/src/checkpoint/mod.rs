@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use tandem_formats::{DType, FormatError, InputFile, blocks};
 
+use crate::catalogue::LayerTensor;
 use crate::config::{PhimoeConfig, SpecialIds};
 use crate::error::Result;
 use crate::text::{Text, TextSource};
@@ -204,6 +205,8 @@ struct Found<'a> {
     shape: &'a [usize],
     offset: u64,
     file: usize,
+    /// Which matrix of it is meant, where it is a stack of all experts' matrices.
+    expert: Option<usize>,
 }
 
 /// Looks up every tensor of the catalogue with `find` (which also says what to call it in messages) and checks
@@ -227,8 +230,7 @@ fn place_all<'a>(
             .into());
         };
         let (rows, cols) = id.shape(config);
-        let stacked = id.gguf_name().expert.filter(|_| found.shape.len() == 3);
-        let expected = match stacked {
+        let expected = match found.expert {
             Some(_) => vec![config.n_experts, rows, cols],
             None if id.is_vector() => vec![cols],
             None => vec![rows, cols],
@@ -250,10 +252,29 @@ fn place_all<'a>(
         }
         let mut entry =
             Entry { dtype: found.dtype, rows, cols, file: found.file, offset: found.offset };
-        if let Some(expert) = stacked {
+        if let Some(expert) = found.expert {
             entry.offset += (expert * entry.n_bytes()) as u64;
         }
         entries.insert(id, entry);
     }
+    refuse_more_layers(config, files, find)?;
     Ok(entries)
+}
+
+/// A model that is cut off after some layers computes something all the same: nobody would notice.
+fn refuse_more_layers<'a>(
+    config: &PhimoeConfig,
+    files: &[InputFile],
+    mut find: impl FnMut(TensorId) -> Result<(String, Option<Found<'a>>)>,
+) -> Result<()> {
+    let next = u16::try_from(config.n_layers).unwrap_or(u16::MAX);
+    let (name, found) = find(TensorId::Layer(next, LayerTensor::AttnNormWeight))?;
+    let Some(found) = found else { return Ok(()) };
+    Err(FormatError::invalid(
+        files[found.file].path(),
+        format!("tensor `{name}`"),
+        format!("only layers below {next} as the config says"),
+        format!("layer {next}"),
+    )
+    .into())
 }

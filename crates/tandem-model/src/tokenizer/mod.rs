@@ -120,16 +120,17 @@ impl Tokenizer {
         self.vocab_size
     }
 
-    /// Makes sure that every id fits a model whose embedding has `config_vocab` rows.
+    /// Makes sure that every id fits a model whose embedding has `rows` rows.
     ///
     /// # Errors
-    /// When a token's id is beyond them; `path` is the model's config, for the message.
-    pub fn check_fits(&self, path: &Path, config_vocab: usize) -> Result<()> {
-        if self.vocab_size <= config_vocab {
+    /// When a token's id is beyond them.
+    pub fn check_fits(&self, rows: usize) -> Result<()> {
+        if self.vocab_size <= rows {
             return Ok(());
         }
-        let expected = format!("at least {} (ids of {})", self.vocab_size, self.path.display());
-        Err(FormatError::invalid(path, "vocab_size", expected, config_vocab).into())
+        let expected = format!("a tokenizer that fits the model's vocabulary of {rows}");
+        Err(FormatError::invalid(&self.path, "highest token id", expected, self.vocab_size - 1)
+            .into())
     }
 
     /// The tokenizer as a `tokenizer.json`, for embedding in a GGUF file.

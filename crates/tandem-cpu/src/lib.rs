@@ -4,7 +4,7 @@
 //! - [`Cpu`]: a team and the instruction set to use; the context that every operation takes.
 //! - [`ops`]: the operations, with their shapes checked. They are the same for every instruction set.
 //! - [`Isa`]: the instruction sets. `isa/` holds one folder or file per set, each an implementation of the same
-//!   few inner loops. One conformance suite (`tests/conformance.rs`) runs against every one of them.
+//!   few inner loops. One conformance suite (`tests/conformance`) runs against every one of them.
 //!
 //! The operations compute in f32, whatever the weights are encoded in: this is the exact path, the one that is
 //! compared with the reference implementation.

@@ -58,7 +58,7 @@ impl Executor {
         let team =
             ThreadTeam::new(threads).map_err(|source| RuntimeError::Threads { threads, source })?;
         let config = model.config();
-        let rope = Rope::new(config.head_dim, config.rope_theta).with_table(config.context_length);
+        let rope = Rope::new(config.head_dim, config.rope_theta);
         Ok(Self {
             cpu: Cpu::new(team),
             rope,
@@ -103,6 +103,7 @@ impl Executor {
         let config = model.config();
         check_ids(ids, config.vocab_size)?;
         let start = kv.len();
+        self.rope.extend_table(start + ids.len());
         self.scratch.resize(config, ids.len());
         self.embed(&model, ids);
         for index in 0..config.n_layers {
@@ -246,7 +247,8 @@ fn group_by_expert(routing: &[Routing], n_experts: usize, groups: &mut Vec<Vec<C
     }
 }
 
-fn check_ids(ids: &[u32], vocab_size: usize) -> Result<()> {
+/// Whether all ids are below the vocabulary's size.
+pub(crate) fn check_ids(ids: &[u32], vocab_size: usize) -> Result<()> {
     match ids.iter().find(|&&id| id as usize >= vocab_size) {
         Some(&id) => Err(RuntimeError::TokenId { id, vocab_size }),
         None => Ok(()),
@@ -312,7 +314,7 @@ impl Scratch {
 /// Runs all of `ids` in batches from the start of `kv`; answers logits for the last token or for all of them.
 ///
 /// # Errors
-/// As [`Executor::forward`], and where the tokens do not fit the cache.
+/// As [`Executor::forward`], where the tokens do not fit the cache, and where logits are not finite.
 pub fn evaluate(
     executor: &mut Executor,
     kv: &mut KvCache,
@@ -329,6 +331,9 @@ pub fn evaluate(
     for (n, batch) in ids.chunks(executor.batch()).enumerate() {
         let wanted = if wanted == LogitsFor::Last && n < last { LogitsFor::None } else { wanted };
         logits.extend_from_slice(executor.forward(batch, kv, wanted, trace.as_deref_mut())?);
+    }
+    if logits.iter().any(|logit| !logit.is_finite()) {
+        return Err(RuntimeError::NoFiniteLogit);
     }
     Ok(logits)
 }

@@ -1,5 +1,6 @@
 //! GGUF files of architecture `phimoe`: ours, and those of the usual converter.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use tandem_formats::gguf::{GgufFile, Metadata};
@@ -87,8 +88,9 @@ fn special_ids(keys: &Metadata, vocab: Option<&GgmlVocab>) -> Result<SpecialIds>
             ids
         }
     };
-    stop.sort_unstable();
-    stop.dedup();
+    // The first one is the end of a text; others keep their order.
+    let mut seen = HashSet::new();
+    stop.retain(|&id| seen.insert(id));
     Ok(SpecialIds {
         bos: keys.u32("tokenizer.ggml.bos_token_id")?,
         stop,

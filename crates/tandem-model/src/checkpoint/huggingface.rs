@@ -92,13 +92,14 @@ fn special_ids(
 
 /// The files that hold the tensors, each once.
 fn shard_paths(folder: &Path) -> Result<Vec<PathBuf>> {
-    let index = folder.join(INDEX);
-    if index.exists() {
-        return indexed_shards(folder, &index);
-    }
+    // As `transformers` does: an index beside a whole file is left over from something else.
     let single = folder.join(SINGLE);
     if single.exists() {
         return Ok(vec![single]);
+    }
+    let index = folder.join(INDEX);
+    if index.exists() {
+        return indexed_shards(folder, &index);
     }
     let expected = format!("{SINGLE}, or {INDEX} and the files it names");
     Err(FormatError::invalid(folder, "weights", expected, "neither").into())

@@ -80,7 +80,8 @@ impl Checkpoint {
         }
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
         if matches!(extension, "safetensors" | "json") {
-            let folder = path.parent().unwrap_or(Path::new("."));
+            let folder =
+                path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             return Err(FormatError::invalid(
                 path,
                 "model",

@@ -28,6 +28,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     pieces: PieceDecoder,
     special: HashSet<u32>,
+    /// By id: asked for every id of every sampled token.
+    has_token: Vec<bool>,
     vocab_size: usize,
     path: PathBuf,
 }
@@ -59,7 +61,10 @@ impl Tokenizer {
             .iter()
             .filter_map(|(id, token)| token.special.then_some(*id))
             .collect();
-        Ok(Self { inner, pieces, special, vocab_size: summary.vocab_size, path: path.to_owned() })
+        let ids = 0..u32::try_from(summary.vocab_size).unwrap_or(u32::MAX);
+        let has_token = ids.map(|id| inner.id_to_token(id).is_some()).collect();
+        let (vocab_size, path) = (summary.vocab_size, path.to_owned());
+        Ok(Self { inner, pieces, special, has_token, vocab_size, path })
     }
 
     /// Builds the tokenizer of a GGUF file from the file's `tokenizer.*` keys.
@@ -107,7 +112,7 @@ impl Tokenizer {
     /// Whether the id has a token. Some models have logits for ids without one (Phi: 32011 to 32063), which must
     /// never be sampled.
     pub fn has_token(&self, id: u32) -> bool {
-        self.token(id).is_some()
+        self.has_token.get(id as usize).copied().unwrap_or(false)
     }
 
     /// Whether the id is a special token such as `<|end|>`: control, not text.

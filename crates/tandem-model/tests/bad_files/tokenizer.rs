@@ -297,10 +297,7 @@ fn gguf_vocabularies() {
             "model.merges: expected merges whose result is a token, found entry 0 longer than any token",
         ),
         (vec!["a".to_owned()], "tokenizer loading: Merges text file invalid at line 1"),
-        (
-            vec!["b a".to_owned()],
-            "tokenizer loading: Token `ba` out of vocabulary",
-        ),
+        (vec!["b a".to_owned()], "tokenizer loading: Token `ba` out of vocabulary"),
     ] {
         let changes = [
             ("tokenizer.ggml.model", Some("gpt2".into())),

@@ -115,6 +115,14 @@ fn inputs_that_do_not_fit_are_refused_and_leave_nothing() {
     no_folder.arg("quantize").arg(random_model()).arg(folder.path().join("absent/out.gguf"));
     let message = error_line(&mut no_folder);
     assert!(message.contains("absent/out.gguf"), "{message}");
+    for name in ["model.safetensors", "out"] {
+        let mut other_name = tandem();
+        let message = error_line(
+            other_name.arg("quantize").arg(random_model()).arg(folder.path().join(name)),
+        );
+        assert!(message.contains("expected a name that ends in .gguf"), "{message}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
     quantize(&random_model(), &gguf, "q8_0");
     let before = std::fs::read(&gguf).unwrap();
     let message = error_line(tandem().arg("quantize").arg(&gguf).arg(&gguf));

@@ -134,6 +134,10 @@ fn perplexity_of_plain_text_goes_in_pieces_of_the_context() {
     let (tokens, texts) =
         (result["tokens_scored"].as_u64().unwrap(), result["texts"].as_u64().unwrap());
     assert!(texts > 5 && tokens > 127 * (texts - 1) && tokens <= 127 * texts, "{result}");
+    let mut end = tandem();
+    end.arg("perplexity").arg(testdata("stories/perplexity.json")).args(["--end-id", "99999999"]);
+    let message = error_line(&mut end);
+    assert_eq!(message, "error: token id 99999999: expected less than the vocabulary size 4096");
     std::fs::write(&file, "").unwrap();
     let message = error_line(tandem().arg("perplexity").arg(&file));
     assert!(message.contains("expected a text of at least two tokens"), "{message}");

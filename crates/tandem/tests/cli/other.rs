@@ -82,6 +82,49 @@ fn every_command_and_option_has_help() {
 }
 
 #[test]
+fn flags_in_the_environment_are_what_people_write() {
+    let run = |name: &str, value: &str| {
+        tandem()
+            .args(["run", "Tell me a story.", "-n", "2", "--temp", "0"])
+            .env(name, value)
+            .output()
+            .unwrap()
+    };
+    for value in ["1", "true", "yes"] {
+        assert!(stdout(&run("TANDEM_JSON", value)).starts_with('{'), "{value}");
+        assert_eq!(stderr(&run("TANDEM_QUIET", value)), "", "{value}");
+    }
+    for value in ["0", "false", ""] {
+        assert!(!stdout(&run("TANDEM_JSON", value)).starts_with('{'), "{value}");
+    }
+    let raw = tandem()
+        .args(["run", "--raw", "Once upon", "-n", "2"])
+        .env("TANDEM_SYSTEM", "You tell stories.")
+        .output()
+        .unwrap();
+    assert!(raw.status.success(), "{}", stderr(&raw));
+}
+
+#[test]
+fn numbers_out_of_range_are_refused_before_anything_else() {
+    let refused = |args: &[&str], part: &str| {
+        let output = tandem().args(["run", "x"]).args(args).output().unwrap();
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?}");
+        assert!(stderr(&output).contains(part), "{args:?}: {}", stderr(&output));
+    };
+    refused(&["-t", "1000000"], "expected 1 to 1024");
+    refused(&["-t", "0"], "expected 1 to 1024");
+    refused(&["--temp", "-1"], "temperature: expected 0 or more, found -1");
+    refused(&["--batch", "0"], "expected 1 or more");
+}
+
+#[test]
+fn ids_without_a_token_cannot_be_decoded() {
+    let message = error_line(tandem().args(["tokenize", "--decode", "5,999999"]));
+    assert!(message.contains("token id 999999: expected an id that has a token"), "{message}");
+}
+
+#[test]
 fn a_misspelt_option_is_met_with_the_right_one() {
     let output = tandem().args(["run", "--tempp", "1", "x"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));

@@ -168,6 +168,20 @@ fn a_closed_pipe_ends_the_program_quietly() {
     assert_eq!(stderr(&output), "");
 }
 
+#[test]
+fn a_closed_stderr_does_not_stop_the_text() {
+    let mut child = Process::new(env!("CARGO_BIN_EXE_tandem"))
+        .args(["run", PROMPT, "--temp", "0", "-n", "8"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stderr.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{:?}", output.status);
+    assert!(stdout(&output).starts_with("Once upon a time"));
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_stops_the_text_with_the_usual_exit_code() {

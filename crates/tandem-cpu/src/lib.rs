@@ -15,6 +15,7 @@
 mod cpu;
 mod disjoint;
 mod isa;
+pub mod measure;
 pub mod ops;
 mod scratch;
 mod team;

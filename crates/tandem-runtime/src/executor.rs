@@ -6,14 +6,16 @@
 
 use std::sync::Arc;
 
+use tandem_cpu::measure::read_bandwidth;
 use tandem_cpu::ops::{self, Product, Rope};
-use tandem_cpu::{Cpu, ThreadTeam};
-use tandem_memory::KvCache;
+use tandem_cpu::{Cpu, Isa, ThreadTeam};
+use tandem_memory::{AlignedBuffer, KvCache, MemoryError};
 use tandem_model::catalogue::LayerTensor as L;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 use tandem_model::router::{Routing, sparsemixer};
 use tandem_model::{PhimoeConfig, TensorId};
 
+use crate::bench::median;
 use crate::error::{Result, RuntimeError};
 use crate::model::{LayerWeights, Model};
 
@@ -76,6 +78,25 @@ impl Executor {
     /// Threads it computes with.
     pub fn threads(&self) -> usize {
         self.cpu.team().threads()
+    }
+
+    /// Instruction set it computes with.
+    pub fn isa(&self) -> Isa {
+        self.cpu.isa()
+    }
+
+    /// Bytes per second that the team reads from memory: the middle of three passes over as many bytes as the model
+    /// has, but no more than 1 GiB.
+    ///
+    /// # Errors
+    /// Where memory to read cannot be had.
+    pub fn read_bandwidth(&self) -> Result<f64> {
+        let bytes = self.model.n_bytes().min(1 << 30).max(64 << 20);
+        let mut memory = AlignedBuffer::zeroed(bytes).map_err(MemoryError::from)?;
+        // Pages that were never written are all the same page of zeros.
+        memory.fill(1);
+        let rates: Vec<f64> = (0..3).map(|_| read_bandwidth(&self.cpu, memory.typed())).collect();
+        Ok(median(&rates))
     }
 
     /// Tokens that [`Self::forward`] takes at most.

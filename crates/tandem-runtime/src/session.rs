@@ -99,6 +99,11 @@ impl Session {
         self.kv.capacity()
     }
 
+    /// Bytes of keys and values of one token, over all layers.
+    pub fn kv_bytes_per_token(&self) -> usize {
+        self.kv.bytes_per_token()
+    }
+
     /// The KV cache, for those who drive the executor themselves.
     pub fn kv_mut(&mut self) -> &mut KvCache {
         self.ids.clear();

@@ -15,6 +15,35 @@ pub(super) const MAX_DIMENSION: u64 = 1 << 20;
 /// No model has more layers than this, or more experts in a layer.
 const MAX_COUNT: u64 = 4096;
 
+/// Numbers of a model's shape, wherever they stand.
+pub(super) trait Keys {
+    /// What is wrong with a key.
+    fn invalid(&self, key: &str, expected: impl Display, found: impl Display) -> ModelError;
+
+    /// A whole number from 1 to `max`, where the key is there.
+    fn number(&self, key: &str, max: u64) -> Result<Option<usize>>;
+
+    /// A positive number.
+    fn positive(&self, key: &str, default: f32) -> Result<f32>;
+
+    /// A dimension, where the key is there.
+    fn optional_dimension(&self, key: &str) -> Result<Option<usize>> {
+        self.number(key, MAX_DIMENSION)
+    }
+
+    /// A dimension.
+    fn dimension(&self, key: &str) -> Result<usize> {
+        self.number(key, MAX_DIMENSION)?
+            .ok_or_else(|| self.invalid(key, range(MAX_DIMENSION), "no such key"))
+    }
+
+    /// A number of layers or of experts.
+    fn count(&self, key: &str) -> Result<usize> {
+        self.number(key, MAX_COUNT)?
+            .ok_or_else(|| self.invalid(key, range(MAX_COUNT), "no such key"))
+    }
+}
+
 /// A JSON object whose lookups fail with the file, the key, what is expected and what is there.
 pub(super) struct Fields<'a> {
     path: &'a Path,
@@ -32,16 +61,6 @@ impl<'a> Fields<'a> {
             }
             Err(e) => Err(FormatError::invalid(path, "content", "a JSON object", e).into()),
         }
-    }
-
-    pub(super) fn invalid(
-        &self,
-        field: &str,
-        expected: impl Display,
-        found: impl Display,
-    ) -> ModelError {
-        let field = format!("{}{field}", self.prefix);
-        FormatError::invalid(self.path, field, expected, found).into()
     }
 
     /// An object within this one.
@@ -76,37 +95,6 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn number(&self, key: &str, max: u64) -> Result<Option<usize>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_u64() {
-            Some(n) if (1..=max).contains(&n) => Ok(usize::try_from(n).ok()),
-            _ => Err(self.invalid(key, range(max), shown(Some(value)))),
-        }
-    }
-
-    pub(super) fn optional_dimension(&self, key: &str) -> Result<Option<usize>> {
-        self.number(key, MAX_DIMENSION)
-    }
-
-    pub(super) fn dimension(&self, key: &str) -> Result<usize> {
-        self.number(key, MAX_DIMENSION)?
-            .ok_or_else(|| self.invalid(key, range(MAX_DIMENSION), "no such key"))
-    }
-
-    pub(super) fn count(&self, key: &str) -> Result<usize> {
-        self.number(key, MAX_COUNT)?
-            .ok_or_else(|| self.invalid(key, range(MAX_COUNT), "no such key"))
-    }
-
-    pub(super) fn positive(&self, key: &str, default: f32) -> Result<f32> {
-        let Some(value) = self.get(key) else { return Ok(default) };
-        #[allow(clippy::cast_possible_truncation)] // the model computes in f32
-        match value.as_f64().map(|x| x as f32) {
-            Some(x) if x > 0.0 && x.is_finite() => Ok(x),
-            _ => Err(self.invalid(key, "a positive number", shown(Some(value)))),
-        }
-    }
-
     pub(super) fn id(&self, key: &str, value: &Value) -> Result<u32> {
         value
             .as_u64()
@@ -127,6 +115,30 @@ impl<'a> Fields<'a> {
     }
 }
 
+impl Keys for Fields<'_> {
+    fn invalid(&self, field: &str, expected: impl Display, found: impl Display) -> ModelError {
+        let field = format!("{}{field}", self.prefix);
+        FormatError::invalid(self.path, field, expected, found).into()
+    }
+
+    fn number(&self, key: &str, max: u64) -> Result<Option<usize>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_u64() {
+            Some(n) if (1..=max).contains(&n) => Ok(usize::try_from(n).ok()),
+            _ => Err(self.invalid(key, range(max), shown(Some(value)))),
+        }
+    }
+
+    fn positive(&self, key: &str, default: f32) -> Result<f32> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        #[allow(clippy::cast_possible_truncation)] // the model computes in f32
+        match value.as_f64().map(|x| x as f32) {
+            Some(x) if x > 0.0 && x.is_finite() => Ok(x),
+            _ => Err(self.invalid(key, "a positive number", shown(Some(value)))),
+        }
+    }
+}
+
 /// GGUF keys with the same kind of messages.
 pub(super) struct GgufKeys<'a> {
     pub(super) path: &'a Path,
@@ -134,15 +146,6 @@ pub(super) struct GgufKeys<'a> {
 }
 
 impl GgufKeys<'_> {
-    pub(super) fn invalid(
-        &self,
-        key: &str,
-        expected: impl Display,
-        found: impl Display,
-    ) -> ModelError {
-        FormatError::invalid(self.path, key, expected, found).into()
-    }
-
     pub(super) fn must_be(&self, key: &str, expected: &str) -> Result<()> {
         if self.keys.get(key).is_none() {
             return Err(self.invalid(key, format!("`{expected}`"), "no such key"));
@@ -159,7 +162,18 @@ impl GgufKeys<'_> {
         }
     }
 
-    pub(super) fn number(&self, key: &str, max: u64) -> Result<Option<usize>> {
+    /// Converters write 0 where a model has no window.
+    pub(super) fn window(&self, key: &str) -> Result<Option<usize>> {
+        if self.keys.u64(key)? == Some(0) { Ok(None) } else { self.optional_dimension(key) }
+    }
+}
+
+impl Keys for GgufKeys<'_> {
+    fn invalid(&self, key: &str, expected: impl Display, found: impl Display) -> ModelError {
+        FormatError::invalid(self.path, key, expected, found).into()
+    }
+
+    fn number(&self, key: &str, max: u64) -> Result<Option<usize>> {
         match self.keys.u64(key)? {
             None => Ok(None),
             Some(n) if (1..=max).contains(&n) => Ok(usize::try_from(n).ok()),
@@ -167,26 +181,7 @@ impl GgufKeys<'_> {
         }
     }
 
-    pub(super) fn optional_dimension(&self, key: &str) -> Result<Option<usize>> {
-        self.number(key, MAX_DIMENSION)
-    }
-
-    pub(super) fn dimension(&self, key: &str) -> Result<usize> {
-        self.number(key, MAX_DIMENSION)?
-            .ok_or_else(|| self.invalid(key, range(MAX_DIMENSION), "no such key"))
-    }
-
-    pub(super) fn count(&self, key: &str) -> Result<usize> {
-        self.number(key, MAX_COUNT)?
-            .ok_or_else(|| self.invalid(key, range(MAX_COUNT), "no such key"))
-    }
-
-    /// Converters write 0 where a model has no window.
-    pub(super) fn window(&self, key: &str) -> Result<Option<usize>> {
-        if self.keys.u64(key)? == Some(0) { Ok(None) } else { self.optional_dimension(key) }
-    }
-
-    pub(super) fn positive(&self, key: &str, default: f32) -> Result<f32> {
+    fn positive(&self, key: &str, default: f32) -> Result<f32> {
         match self.keys.f32(key)? {
             None => Ok(default),
             Some(x) if x > 0.0 && x.is_finite() => Ok(x),

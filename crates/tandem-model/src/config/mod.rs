@@ -13,7 +13,7 @@ use tandem_formats::gguf::Metadata;
 
 use crate::error::Result;
 pub(crate) use keys::kind;
-use keys::{Fields, GgufKeys, MAX_DIMENSION, range};
+use keys::{Fields, GgufKeys, Keys, MAX_DIMENSION, range};
 
 /// SparseMixer routes every token to exactly two experts.
 pub const EXPERTS_PER_TOKEN: usize = 2;

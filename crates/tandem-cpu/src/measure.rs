@@ -45,7 +45,7 @@ mod tests {
     #[test]
     fn every_word_is_read_once() {
         let words: Vec<u64> = (0..100_003).collect();
-        assert_eq!(sum(&words), words.iter().sum());
+        assert_eq!(sum(&words), words.iter().sum::<u64>());
         let cpu = Cpu::new(ThreadTeam::new(2).unwrap());
         let rate = read_bandwidth(&cpu, &words);
         assert!(rate.is_finite() && rate > 0.0);

@@ -297,10 +297,7 @@ fn gguf_vocabularies() {
             "model.merges: expected merges whose result is a token, found entry 0 longer than any token",
         ),
         (vec!["a".to_owned()], "tokenizer loading: Merges text file invalid at line 1"),
-        (
-            vec!["b a".to_owned()],
-            "tokenizer loading: Token `ba` out of vocabulary",
-        ),
+        (vec!["b a".to_owned()], "tokenizer loading: Token `ba` out of vocabulary"),
     ] {
         let changes = [
             ("tokenizer.ggml.model", Some("gpt2".into())),
@@ -315,6 +312,6 @@ fn gguf_vocabularies() {
     );
     assert_eq!(
         gguf_refused(&gguf, &[("tokenizer.chat_template", Some("{% if %}".into()))]),
-        "chat template: expected a Jinja template, found syntax error: unexpected end of block, expected expression (in chat_template:1)"
+        "chat template: expected a Jinja template, found syntax error: unexpected end of block (in chat_template:1)"
     );
 }

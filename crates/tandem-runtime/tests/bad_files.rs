@@ -26,6 +26,9 @@ fn a_weight_that_is_not_finite_stops_loading() {
         let error = Model::load(&checkpoint, threads, &|_| {}).err().expect("refused").to_string();
         let start = format!("{}: tensor `", folder.join("model.safetensors").display());
         assert!(error.starts_with(&start) && !error.contains('\n'), "{error}");
-        assert!(error.contains("expected finite weights, found NaN or infinity at row "), "{error}");
+        assert!(
+            error.contains("expected finite weights, found NaN or infinity at row "),
+            "{error}"
+        );
     }
 }

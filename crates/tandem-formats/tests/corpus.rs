@@ -1,27 +1,21 @@
 //! The fuzzer's seeds, and every input that ever broke a parser, as an ordinary test.
 
-use std::fs;
 use std::path::Path;
 
 use tandem_formats::{FormatError, gguf, safetensors};
+use tandem_testkit::fuzz_inputs;
 
 /// Feeds all inputs of a fuzz target to `parse`; returns how many were accepted and refused.
 fn feed(target: &str, parse: impl Fn(&Path, &[u8]) -> Result<(), FormatError>) -> (usize, usize) {
-    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
     let mut counts = (0, 0);
-    for folder in ["corpus", "regressions"] {
-        // Git keeps no empty folders: a target without regressions has none.
-        let Ok(entries) = fs::read_dir(fuzz.join(folder).join(target)) else { continue };
-        for entry in entries {
-            let path = entry.unwrap().path();
-            match parse(&path, &fs::read(&path).unwrap()) {
-                Ok(()) => counts.0 += 1,
-                Err(e) => {
-                    let message = e.to_string();
-                    assert!(message.starts_with(&format!("{}: ", path.display())), "{message}");
-                    assert!(!message.contains('\n'), "{message}");
-                    counts.1 += 1;
-                }
+    for (path, bytes) in fuzz_inputs(target) {
+        match parse(&path, &bytes) {
+            Ok(()) => counts.0 += 1,
+            Err(e) => {
+                let message = e.to_string();
+                assert!(message.starts_with(&format!("{}: ", path.display())), "{message}");
+                assert!(!message.contains('\n'), "{message}");
+                counts.1 += 1;
             }
         }
     }

@@ -6,12 +6,16 @@
 //! A template comes from a stranger, so it runs on a budget: `minijinja`'s fuel bounds its time and its memory
 //! together, and recursion is bounded apart. A list that holds another twice, which holds a third twice, and so on,
 //! is small but long when written out, and fuel is charged for a text only once it exists; so lists and maps are
-//! printed and turned into JSON here, up to a limit. (What is left open is `~` and the string filters on such a list.)
+//! printed and turned into JSON here, up to a limit of length and depth.
+//!
+//! What is left open, since `minijinja` has no hook for it: `~`, the filters for strings, comparisons and keys of maps
+//! walk such a list too, without a limit. Nested 100 000 deep it overflows the stack, even when it is only dropped; so
+//! does a namespace that holds itself, and that one is never freed either. `docs/robustness.md` keeps the list.
 
 use std::io::{self, Write};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
+use minijinja::value::{Kwargs, ObjectRepr};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter};
@@ -42,8 +46,14 @@ const NAME: &str = "chat_template";
 const FUEL: u64 = 4_000_000;
 /// Nesting of calls in a template; real ones stay below ten.
 const RECURSION: usize = 100;
-/// The longest text that a list or map may become, in bytes.
-const MAX_TEXT: usize = 1 << 24;
+/// The longest text that all lists and maps printed by one rendering may become, in bytes: several times the JSON of a
+/// conversation that fills a context. Walking a list is a lot slower than copying its text, which is what fuel counts.
+const MAX_TEXT: usize = 1 << 21;
+/// How deep lists and maps that are printed may nest. Printing recurses, and a list put into itself again and again, or
+/// a namespace that holds itself, would overflow the stack.
+const MAX_DEPTH: usize = 64;
+/// Where a rendering remembers how much of that it has used up.
+const TEXT_USED: &str = "tandem.text_used";
 /// The longest template; real ones stay below 50 kilobytes. Compiled, one takes up to a hundred times its length, and
 /// no fuel is charged for that.
 pub(crate) const MAX_TEMPLATE_BYTES: usize = 1 << 20;
@@ -112,21 +122,45 @@ fn print(out: &mut Output, state: &mut State, value: &Value) -> std::result::Res
     if value.as_object().is_none() {
         return escape_formatter(out, state, value);
     }
-    Ok(out.write_str(&text_of(value)?)?)
+    Ok(out.write_str(&text_of(state, value)?)?)
 }
 
 /// The text of a value, unless it is too long.
-fn text_of(value: &Value) -> std::result::Result<String, Error> {
-    let mut text = Bounded(Vec::new());
+fn text_of(state: &mut State, value: &Value) -> std::result::Result<String, Error> {
+    require_printable(value)?;
+    let mut text = Bounded::new(state);
     let too_long =
         |_| Error::new(ErrorKind::InvalidOperation, "the text of a list or map is too long");
     write!(text, "{value}").map_err(too_long)?;
-    Ok(text.into_string())
+    Ok(text.into_string(state))
+}
+
+/// Refuses a value that nests too deeply, or has so many parts that its text would be too long anyway.
+fn require_printable(value: &Value) -> std::result::Result<(), Error> {
+    fn walk(value: &Value, depth: usize, parts: &mut usize) -> std::result::Result<(), Error> {
+        let refused = |what| Err(Error::new(ErrorKind::InvalidOperation, what));
+        let Some(object) = value.as_object() else { return Ok(()) };
+        if depth == 0 {
+            return refused("a list or map nests too deeply to be printed");
+        }
+        // What cannot be iterated over, such as a macro, prints as its name.
+        for key in value.try_iter().into_iter().flatten() {
+            if *parts == 0 {
+                return refused("the text of a list or map is too long");
+            }
+            *parts -= 1;
+            let is_map = object.repr() == ObjectRepr::Map;
+            let held = if is_map { object.get_value(&key) } else { None };
+            walk(&held.unwrap_or(key), depth - 1, parts)?;
+        }
+        Ok(())
+    }
+    walk(value, MAX_DEPTH, &mut { MAX_TEXT })
 }
 
 /// `raise_exception(message)`: how a template refuses a conversation.
-fn raise_exception(message: &Value) -> std::result::Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, text_of(message)?))
+fn raise_exception(state: &mut State, message: &Value) -> std::result::Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, text_of(state, message)?))
 }
 
 /// `strftime_now(format)`: the local date and time.
@@ -137,7 +171,7 @@ fn strftime_now(format: &str) -> std::result::Result<String, Error> {
 
 /// `tojson(indent=..)` as `transformers` has it: Python's `json.dumps(ensure_ascii=False)`, without the escapes for
 /// HTML that Jinja's own filter adds.
-fn to_json(value: &Value, args: Kwargs) -> std::result::Result<Value, Error> {
+fn to_json(state: &mut State, value: &Value, args: Kwargs) -> std::result::Result<Value, Error> {
     let indent: Option<usize> = args.get("indent")?;
     let ascii: Option<bool> = args.get("ensure_ascii")?;
     args.assert_all_used()?;
@@ -147,7 +181,8 @@ fn to_json(value: &Value, args: Kwargs) -> std::result::Result<Value, Error> {
             "tojson: ensure_ascii=true is not supported",
         ));
     }
-    let mut out = Bounded(Vec::new());
+    require_printable(value)?;
+    let mut out = Bounded::new(state);
     let written = match indent.map(|width| " ".repeat(width.min(16))) {
         Some(indent) => {
             let formatter = PrettyFormatter::with_indent(indent.as_bytes());
@@ -156,25 +191,34 @@ fn to_json(value: &Value, args: Kwargs) -> std::result::Result<Value, Error> {
         None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)),
     };
     written.map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("tojson: {e}")))?;
-    Ok(Value::from(out.into_string()))
+    Ok(Value::from(out.into_string(state)))
 }
 
-/// A buffer that refuses to grow without end.
-struct Bounded(Vec<u8>);
+/// A buffer that refuses to grow beyond what a rendering has left of [`MAX_TEXT`].
+struct Bounded {
+    text: Vec<u8>,
+    used: usize,
+}
 
 impl Bounded {
-    fn into_string(self) -> String {
+    fn new(state: &State) -> Self {
+        let used = state.get_temp(TEXT_USED).and_then(|used| used.as_usize()).unwrap_or(0);
+        Self { text: Vec::new(), used }
+    }
+
+    fn into_string(self, state: &mut State) -> String {
+        state.set_temp(TEXT_USED, Value::from(self.used + self.text.len()));
         // Both the JSON writer and the formatter write UTF-8.
-        String::from_utf8_lossy(&self.0).into_owned()
+        String::from_utf8_lossy(&self.text).into_owned()
     }
 }
 
 impl Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() > MAX_TEXT - self.0.len() {
+        if self.used + self.text.len() + bytes.len() > MAX_TEXT {
             return Err(io::Error::other("the text is too long"));
         }
-        self.0.extend_from_slice(bytes);
+        self.text.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 

@@ -212,12 +212,23 @@ fn a_hostile_template_is_stopped() {
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(18) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{% for i in range(100000) %}{% set y = ns.x | tojson %}{% endfor %}",
         "{% for i in range(100000) %}{{ messages[0].content * 1000 }}{% endfor %}",
         "{{ ('a,' * 100000).split(',') | map('upper') | map('replace', 'A', 'b' * 100000) | join }}",
     ] {
         let template = ChatTemplate::new(source, None, None).unwrap();
         let error = template.render(&[message("user", "Hi")], true).unwrap_err().to_string();
         assert!(!error.contains('\n'), "{error}");
+    }
+    for source in [
+        "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}",
+        "{% set ns = namespace() %}{% set ns.x = [{'a': ns}] %}{{ ns | tojson }}",
+        "{% set ns = namespace() %}{% set ns.x = [ns] %}{{ raise_exception(ns) }}",
+        "{% set ns = namespace(x=1) %}{% for i in range(1000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
+    ] {
+        let template = ChatTemplate::new(source, None, None).unwrap();
+        let error = template.render(&[message("user", "Hi")], true).unwrap_err().to_string();
+        assert!(error.contains("nests too deeply"), "{error}");
     }
     let nested = "(".repeat(100_000);
     assert!(ChatTemplate::new(&format!("{{{{ {nested} }}}}"), None, None).is_err());

@@ -5,12 +5,14 @@
 #![forbid(unsafe_code)]
 
 mod artifact;
+mod fuzz;
 mod python;
 mod rng;
 
 use std::path::{Path, PathBuf};
 
 pub use artifact::{Scratch, build_once, scratch};
+pub use fuzz::fuzz_inputs;
 pub use python::{python, run_python};
 pub use rng::Rng;
 

@@ -312,6 +312,6 @@ fn gguf_vocabularies() {
     );
     assert_eq!(
         gguf_refused(&gguf, &[("tokenizer.chat_template", Some("{% if %}".into()))]),
-        "chat template: expected a Jinja template, found syntax error: unexpected end of block, expected expression (in chat_template:1)"
+        "chat template: expected a Jinja template, found syntax error: unexpected end of block (in chat_template:1)"
     );
 }

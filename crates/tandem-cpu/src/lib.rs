@@ -21,5 +21,5 @@ mod team;
 
 pub use cpu::Cpu;
 pub use isa::{Isa, IsaUnavailable};
-pub use ops::MatrixRef;
+pub use ops::{MatrixRef, Weights};
 pub use team::ThreadTeam;

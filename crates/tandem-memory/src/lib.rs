@@ -3,11 +3,11 @@
 mod aligned;
 mod error;
 mod kv;
-mod packed;
+pub mod packed;
 mod store;
 
 pub use aligned::{AlignedBuffer, AllocError, Element};
 pub use error::MemoryError;
 pub use kv::{KvCache, KvData, KvError, KvLayer, KvType};
-pub use packed::{BLOCK_COLS, PackedLayout, PackedMatrix, PackedType, TILE_ROWS};
-pub use store::{StoredTensor, WeightStore};
+pub use packed::{PackedLayout, PackedMatrix, PackedType};
+pub use store::{StoredRows, StoredTensor, WeightStore};

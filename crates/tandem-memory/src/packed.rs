@@ -241,9 +241,15 @@ impl<'a> PackedMatrix<'a> {
     /// # Panics
     /// When there is no such row, or `out` is not as long as one.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
-        let mut raw = vec![0; self.layout.file_row_bytes()];
-        self.unpack_row(row, &mut raw);
-        tandem_formats::blocks::dequantize(self.layout.kind.dtype(), &raw, out);
+        assert_eq!(out.len(), self.layout.cols, "weights of a row");
+        let dtype = self.layout.kind.dtype();
+        // Large enough for a block of either encoding.
+        let mut raw = [0; HEAD + BLOCK_COLS];
+        let raw = &mut raw[..dtype.block_bytes()];
+        for (block, out) in out.chunks_exact_mut(BLOCK_COLS).enumerate() {
+            self.unpack_block(row, block, raw);
+            tandem_formats::blocks::dequantize(dtype, raw, out);
+        }
     }
 
     /// One row as it is in a file.
@@ -251,19 +257,22 @@ impl<'a> PackedMatrix<'a> {
     /// # Panics
     /// When there is no such row, or `out` is not as long as one.
     pub fn unpack_row(&self, row: usize, out: &mut [u8]) {
-        let PackedLayout { kind, rows, .. } = self.layout;
-        assert!(row < rows, "row {row} of {rows}");
         assert_eq!(out.len(), self.layout.file_row_bytes(), "bytes of a row");
+        let block_bytes = self.layout.kind.dtype().block_bytes();
+        for (block, out) in out.chunks_exact_mut(block_bytes).enumerate() {
+            self.unpack_block(row, block, out);
+        }
+    }
+
+    fn unpack_block(&self, row: usize, block: usize, out: &mut [u8]) {
+        assert!(row < self.layout.rows, "row {row} of {}", self.layout.rows);
         let (quants, scales) = self.tile(row / TILE_ROWS);
         let row = row % TILE_ROWS;
-        let blocks = quants.chunks_exact(kind.quant_bytes()).zip(scales.chunks_exact(TILE_ROWS));
-        for (out, (quants, scales)) in out.chunks_exact_mut(kind.dtype().block_bytes()).zip(blocks)
-        {
-            out[..HEAD].copy_from_slice(&scales[row].to_le_bytes());
-            let lanes = quants.as_chunks::<LANE>().0;
-            for (group, bytes) in out[HEAD..].as_chunks_mut::<LANE>().0.iter_mut().enumerate() {
-                *bytes = lanes[group * TILE_ROWS + row];
-            }
+        out[..HEAD].copy_from_slice(&scales[block * TILE_ROWS + row].to_le_bytes());
+        let quants = &quants[block * self.layout.kind.quant_bytes()..];
+        let lanes = quants.as_chunks::<LANE>().0.iter().skip(row).step_by(TILE_ROWS);
+        for (bytes, lane) in out[HEAD..].as_chunks_mut::<LANE>().0.iter_mut().zip(lanes) {
+            *bytes = *lane;
         }
     }
 }

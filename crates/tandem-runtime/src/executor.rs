@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use tandem_cpu::ops::{self, Input, Product, QuantizedActivations, Rope};
+use tandem_cpu::ops::{self, Input, Precision, Product, QuantizedActivations, Rope};
 use tandem_cpu::{Cpu, ThreadTeam};
 use tandem_memory::KvCache;
 use tandem_model::catalogue::LayerTensor as L;
@@ -20,6 +20,11 @@ use crate::model::{LayerWeights, Model};
 
 /// Tokens of a prompt that go through the model together.
 pub const DEFAULT_BATCH: usize = 256;
+
+/// Of what goes into an expert's down projection: products of two activations, with outliers that leave few of 8
+/// bits for their neighbours. Of all inputs this one changes most of the routers' later choices when it is rounded
+/// to 8 bits, and down projections are a ninth of a layer's arithmetic.
+const DOWN_PRECISION: Precision = Precision::Bits16;
 
 /// For which tokens of a batch logits are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +139,7 @@ impl Executor {
         let (weight, bias) = (layer.vector(L::AttnNormWeight), layer.vector(L::AttnNormBias));
         ops::layer_norm(&self.cpu, x, weight, bias, config.layer_norm_eps, normed);
         let [wq, wk, wv] = [L::QWeight, L::KWeight, L::VWeight].map(|w| layer.matrix(w));
-        let input = Input::new(&self.cpu, normed, &[wq, wk, wv], quantized);
+        let input = Input::new(&self.cpu, normed, &[wq, wk, wv], Precision::Bits8, quantized);
         let project =
             |weights, bias, out| Product { weights, bias: Some(layer.vector(bias)), input, out };
         ops::matmul_all(
@@ -155,7 +160,7 @@ impl Executor {
         let window = config.sliding_window;
         ops::attention(&self.cpu, q, kv.layer(index), start, config.n_heads, window, mixed);
         let (wo, bias) = (layer.matrix(L::OWeight), Some(layer.vector(L::OBias)));
-        let input = Input::new(&self.cpu, mixed, &[wo], quantized);
+        let input = Input::new(&self.cpu, mixed, &[wo], Precision::Bits8, quantized);
         ops::matmul(&self.cpu, wo, bias, input, branch);
         ops::add(x, branch);
         Ok(())
@@ -190,7 +195,7 @@ impl Executor {
         let weights: Vec<_> = (uses.experts())
             .flat_map(|(e, _)| gate_and_up.map(|matrix| layer.matrix(matrix(e))))
             .collect();
-        let input = Input::new(&self.cpu, normed, &weights, quantized);
+        let input = Input::new(&self.cpu, normed, &weights, Precision::Bits8, quantized);
         let (mut gates, mut ups) = (&mut gate[..], &mut up[..]);
         let mut products = Vec::with_capacity(weights.len());
         for ((_, range), weights) in uses.experts().zip(weights.chunks_exact(2)) {
@@ -205,7 +210,7 @@ impl Executor {
         ops::silu_mul(&self.cpu, gate, up);
 
         let weights: Vec<_> = uses.experts().map(|(e, _)| layer.matrix(L::ExpertDown(e))).collect();
-        let input = Input::new(&self.cpu, gate, &weights, quantized);
+        let input = Input::new(&self.cpu, gate, &weights, DOWN_PRECISION, quantized);
         let mut downs = &mut down[..];
         let mut products = Vec::with_capacity(weights.len());
         for ((_, range), &weights) in uses.experts().zip(&weights) {
@@ -241,7 +246,7 @@ impl Executor {
         ops::layer_norm(&self.cpu, x, weight, bias, config.layer_norm_eps, normed);
         logits.resize(tokens * config.vocab_size, 0.0);
         let lm_head = model.matrix(TensorId::LmHeadWeight);
-        let input = Input::new(&self.cpu, normed, &[lm_head], quantized);
+        let input = Input::new(&self.cpu, normed, &[lm_head], Precision::Bits8, quantized);
         ops::matmul(&self.cpu, lm_head, Some(model.vector(TensorId::LmHeadBias)), input, logits);
         logits
     }

@@ -20,6 +20,18 @@ pub struct QuantizedActivations {
     /// Blocks of a token.
     row: usize,
     blocks: Vec<QuantizedBlock>,
+    /// What the blocks leave out, where that is wanted.
+    residuals: Vec<QuantizedBlock>,
+}
+
+/// How exactly activations are quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// To 8 bits.
+    Bits8,
+    /// To 16 bits: 8 bits, and 8 more for what those leave out. Products take twice the arithmetic, and read the
+    /// weights no more often.
+    Bits16,
 }
 
 impl QuantizedActivations {
@@ -30,17 +42,26 @@ impl QuantizedActivations {
     /// # Panics
     /// When `cols` is no whole number of blocks of 32, or `x` no whole number of rows.
     #[allow(unsafe_code)]
-    pub fn fill(&mut self, cpu: &Cpu, x: &[f32], cols: usize) {
+    pub fn fill(&mut self, cpu: &Cpu, x: &[f32], cols: usize, precision: Precision) {
         assert!(cols.is_multiple_of(BLOCK_COLS), "{cols} columns are no blocks of {BLOCK_COLS}");
         super::tokens("activations to quantize", x.len(), cols);
+        let count = x.len() / BLOCK_COLS;
+        let residual_count = if precision == Precision::Bits16 { count } else { 0 };
         self.row = cols / BLOCK_COLS;
-        self.blocks.resize(x.len() / BLOCK_COLS, QuantizedBlock::default());
-        let count = self.blocks.len();
-        let out = Disjoint::new(&mut self.blocks);
+        self.blocks.resize(count, QuantizedBlock::default());
+        self.residuals.resize(residual_count, QuantizedBlock::default());
+        let blocks = Disjoint::new(&mut self.blocks);
+        let residuals = Disjoint::new(&mut self.residuals);
         cpu.team().for_each_chunk(count, CHUNK, &|chunk| {
+            let x = &x[chunk.start * BLOCK_COLS..chunk.end * BLOCK_COLS];
             // SAFETY: chunks do not overlap.
-            let out = unsafe { out.part(chunk.start, chunk.len()) };
-            cpu.packed().quantize(&x[chunk.start * BLOCK_COLS..chunk.end * BLOCK_COLS], out);
+            let out = unsafe { blocks.part(chunk.start, chunk.len()) };
+            cpu.packed().quantize(x, out);
+            if precision == Precision::Bits16 {
+                // SAFETY: chunks do not overlap.
+                let residuals = unsafe { residuals.part(chunk.start, chunk.len()) };
+                quantize_rest(cpu, x, out, residuals);
+            }
         });
     }
 
@@ -54,14 +75,33 @@ impl QuantizedActivations {
         self.row * BLOCK_COLS
     }
 
-    /// What the 8 bits stand for, `[token][cols]`.
+    /// What the 8 or 16 bits stand for, `[token][cols]`.
     pub fn dequantize(&self) -> Vec<f32> {
-        self.blocks.iter().flat_map(|b| b.values.map(|v| f32::from(v) * b.scale)).collect()
+        let mut x: Vec<f32> = self.blocks.iter().flat_map(values_of).collect();
+        for (x, rest) in x.iter_mut().zip(self.residuals.iter().flat_map(values_of)) {
+            *x += rest;
+        }
+        x
     }
 
-    /// One token's blocks.
-    pub(crate) fn row(&self, token: usize) -> &[QuantizedBlock] {
-        &self.blocks[token * self.row..][..self.row]
+    /// One token's blocks, or those of its residuals.
+    fn row(&self, token: usize, plane: usize) -> &[QuantizedBlock] {
+        let plane = if plane == 0 { &self.blocks } else { &self.residuals };
+        &plane[token * self.row..][..self.row]
+    }
+}
+
+fn values_of(block: &QuantizedBlock) -> [f32; BLOCK_COLS] {
+    block.values.map(|value| f32::from(value) * block.scale)
+}
+
+/// Quantizes what `blocks` leave out of `x`.
+fn quantize_rest(cpu: &Cpu, x: &[f32], blocks: &[QuantizedBlock], out: &mut [QuantizedBlock]) {
+    let x = x.as_chunks::<BLOCK_COLS>().0;
+    for ((x, block), out) in x.iter().zip(blocks).zip(out.chunks_exact_mut(1)) {
+        let mut rest = values_of(block);
+        rest.iter_mut().zip(x).for_each(|(rest, x)| *rest = x - *rest);
+        cpu.packed().quantize(&rest, out);
     }
 }
 
@@ -79,8 +119,8 @@ impl<'a> Input<'a> {
         Self { x, quantized: None, selected: None }
     }
 
-    /// Activations `[token][cols]` for the products with `weights`; quantizes them into `buffer` if one of those
-    /// is packed.
+    /// Activations `[token][cols]` for the products with `weights`; quantizes them into `buffer`, to `precision`,
+    /// if one of those is packed.
     ///
     /// # Panics
     /// When the weights differ in columns, or `x` is no whole number of rows.
@@ -88,12 +128,13 @@ impl<'a> Input<'a> {
         cpu: &Cpu,
         x: &'a [f32],
         weights: &[Weights<'_>],
+        precision: Precision,
         buffer: &'a mut QuantizedActivations,
     ) -> Self {
         let Some(packed) = weights.iter().find(|weights| weights.is_packed()) else {
             return Self::exact(x);
         };
-        buffer.fill(cpu, x, packed.cols());
+        buffer.fill(cpu, x, packed.cols(), precision);
         Self { x, quantized: Some(buffer), selected: None }
     }
 
@@ -127,12 +168,20 @@ impl<'a> Input<'a> {
         &self.x[self.place(token) * cols..][..cols]
     }
 
-    /// A token in 8 bits.
-    pub(super) fn quantized_row(&self, token: usize) -> &'a [QuantizedBlock] {
+    /// Rows of 8 bits that a token has: 2 where the second is what the first leaves out.
+    pub(super) fn planes(&self) -> usize {
+        match self.quantized {
+            Some(quantized) if !quantized.residuals.is_empty() => 2,
+            _ => 1,
+        }
+    }
+
+    /// One of a token's rows of 8 bits.
+    pub(super) fn quantized_row(&self, token: usize, plane: usize) -> &'a [QuantizedBlock] {
         let Some(quantized) = self.quantized else {
             panic!("packed weights take quantized activations");
         };
-        quantized.row(self.place(token))
+        quantized.row(self.place(token), plane)
     }
 
     fn place(&self, token: usize) -> usize {

@@ -13,7 +13,7 @@ mod norm;
 mod rope;
 mod weights;
 
-pub use activations::{Input, QuantizedActivations};
+pub use activations::{Input, Precision, QuantizedActivations};
 pub use attention::attention;
 pub use elementwise::{add, add_scaled, argmax, silu_mul};
 pub use matmul::{Product, matmul, matmul_all};

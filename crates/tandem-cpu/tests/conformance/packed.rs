@@ -2,17 +2,21 @@
 //!
 //! The oracle multiplies what the weights and the 8-bit activations stand for, in f64. Dot products of quants are
 //! whole numbers and must be exact; what is allowed are the roundings of f32 afterwards: two for each block's
-//! product with its scales, one for each block that is added, and one in `dequantize`, which the oracle starts from.
+//! product with its scales, one for each block that is added, and those of 16 bits: in `dequantize`, which the oracle
+//! starts from, and where both halves are added.
 
 use half::f16;
 use tandem_cpu::Cpu;
-use tandem_cpu::ops::{Input, Product, QuantizedActivations, Weights, matmul, matmul_all};
+use tandem_cpu::ops::{
+    Input, Precision, Product, QuantizedActivations, Weights, matmul, matmul_all,
+};
 use tandem_formats::{DType, blocks};
 use tandem_memory::{AlignedBuffer, PackedLayout, PackedMatrix, PackedType};
 
 use super::{Random, U, assert_close, every_cpu};
 
 const KINDS: [PackedType; 2] = [PackedType::Q4_0, PackedType::Q8_0];
+const PRECISIONS: [Precision; 2] = [Precision::Bits8, Precision::Bits16];
 
 /// Weights as the oracle sees them, and as the operation does.
 struct Packed {
@@ -50,7 +54,7 @@ impl Packed {
     /// `W x + b` for every token in f64, with the error that f32 may make.
     fn oracle(&self, bias: Option<&[f32]>, x: &[f32]) -> Vec<(f64, f64)> {
         let cols = self.layout.cols();
-        let roundings = (cols / 32 + 4) as f64;
+        let roundings = (cols / 32 + 6) as f64;
         let mut out = Vec::new();
         for x in x.chunks_exact(cols) {
             for (row, w) in self.plain.chunks_exact(cols).enumerate() {
@@ -73,16 +77,21 @@ impl Packed {
     fn check(&self, cpus: &[Cpu], bias: Option<&[f32]>, x: &[f32]) {
         let (rows, cols) = (self.layout.rows(), self.layout.cols());
         let tokens = x.len() / cols;
-        let mut quantized = QuantizedActivations::default();
-        quantized.fill(&cpus[0], x, cols);
-        let expected = self.oracle(bias, &quantized.dequantize());
-        for cpu in cpus {
-            let mut out = vec![f32::NAN; tokens * rows];
-            let input = Input::new(cpu, x, &[self.weights()], &mut quantized);
-            matmul(cpu, self.weights(), bias, input, &mut out);
-            let kind = self.layout.kind();
-            let what = format!("{} {kind:?} {rows} x {cols}, {tokens} tokens", cpu.isa());
-            assert_close(&what, &out, &expected);
+        for precision in PRECISIONS {
+            let mut quantized = QuantizedActivations::default();
+            quantized.fill(&cpus[0], x, cols, precision);
+            let expected = self.oracle(bias, &quantized.dequantize());
+            for cpu in cpus {
+                let mut out = vec![f32::NAN; tokens * rows];
+                let input = Input::new(cpu, x, &[self.weights()], precision, &mut quantized);
+                matmul(cpu, self.weights(), bias, input, &mut out);
+                let kind = self.layout.kind();
+                let what = format!(
+                    "{} {kind:?} {rows} x {cols}, {tokens} tokens, {precision:?}",
+                    cpu.isa()
+                );
+                assert_close(&what, &out, &expected);
+            }
         }
     }
 }
@@ -164,14 +173,14 @@ fn extreme_blocks() {
 fn results_depend_neither_on_threads_nor_on_company() {
     let mut random = Random(34);
     let (rows, cols, tokens) = (150, 1056, 110);
-    for kind in KINDS {
+    for (kind, precision) in KINDS.into_iter().zip(PRECISIONS) {
         let weights = Packed::random(&mut random, kind, rows, cols);
         let x = random.numbers(tokens * cols);
         let mut results = Vec::new();
         for cpu in every_cpu() {
             let product = |x: &[f32], selected: Option<&[u32]>| {
                 let mut buffer = QuantizedActivations::default();
-                let input = Input::new(&cpu, x, &[weights.weights()], &mut buffer);
+                let input = Input::new(&cpu, x, &[weights.weights()], precision, &mut buffer);
                 let input = selected.map_or(input, |selected| input.select(selected));
                 let count = selected.map_or(x.len() / cols, <[u32]>::len);
                 let mut out = vec![0.0; count * rows];
@@ -210,7 +219,7 @@ fn products_in_one_go_are_the_products() {
     for cpu in every_cpu() {
         let weights = [packed[0].weights(), packed[1].weights(), floats];
         let mut buffer = QuantizedActivations::default();
-        let input = Input::new(&cpu, &x, &weights, &mut buffer);
+        let input = Input::new(&cpu, &x, &weights, Precision::Bits8, &mut buffer);
         let run = |tokens: &[u32], weights: Weights<'_>| {
             let mut out = vec![f32::NAN; tokens.len() * weights.rows()];
             matmul(&cpu, weights, None, input.select(tokens), &mut out);
@@ -253,22 +262,23 @@ fn activations_keep_within_half_a_step() {
     }
     // Ties, and both ends of the range.
     x[..4].copy_from_slice(&[127.0, -127.0, 0.5, -1.5]);
-    let mut results = Vec::new();
-    for cpu in every_cpu() {
-        let mut quantized = QuantizedActivations::default();
-        quantized.fill(&cpu, &x, cols);
-        assert_eq!((quantized.tokens(), quantized.cols()), (40, cols));
-        let back = quantized.dequantize();
-        for (x, back) in x.chunks_exact(32).zip(back.chunks_exact(32)) {
+    for (precision, step) in PRECISIONS.into_iter().zip([127.0, 254.0 * 127.0]) {
+        let results = every_cpu().into_iter().map(|cpu| {
+            let mut quantized = QuantizedActivations::default();
+            quantized.fill(&cpu, &x, cols, precision);
+            assert_eq!((quantized.tokens(), quantized.cols()), (40, cols));
+            quantized.dequantize()
+        });
+        let results: Vec<_> = results.collect();
+        for (x, back) in x.chunks_exact(32).zip(results[0].chunks_exact(32)) {
             let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
             for (x, back) in x.iter().zip(back) {
-                assert!((x - back).abs() <= largest / 127.0 * 0.500_01, "{x} became {back}");
+                assert!((x - back).abs() <= largest / step * 0.501, "{x} became {back}");
             }
         }
-        results.push(back);
+        // Not only close: the same on every machine.
+        assert!(results.iter().all(|back| *back == results[0]));
     }
-    // Not only close: the same on every machine.
-    assert!(results.iter().all(|back| *back == results[0]));
 }
 
 #[test]
@@ -283,7 +293,7 @@ fn what_is_not_finite_stays_in_its_token() {
         x[4 * cols + 33] = f32::NEG_INFINITY;
         for cpu in every_cpu() {
             let mut buffer = QuantizedActivations::default();
-            let input = Input::new(&cpu, &x, &[weights.weights()], &mut buffer);
+            let input = Input::new(&cpu, &x, &[weights.weights()], Precision::Bits8, &mut buffer);
             let mut out = vec![0.0; tokens * rows];
             matmul(&cpu, weights.weights(), None, input, &mut out);
             for (i, out) in out.iter().enumerate() {
@@ -301,9 +311,9 @@ fn wrong_sizes_and_inputs_are_noticed() {
             let call = || {
                 let x = vec![0.0; 128];
                 let mut buffer = QuantizedActivations::default();
-                buffer.fill(&cpu, &x, cols);
+                buffer.fill(&cpu, &x, cols, Precision::Bits8);
                 let input = if quantized {
-                    Input::new(&cpu, &x, &[weights.weights()], &mut buffer)
+                    Input::new(&cpu, &x, &[weights.weights()], Precision::Bits8, &mut buffer)
                 } else {
                     Input::exact(&x)
                 };

@@ -101,7 +101,7 @@ impl<'a> Task<'a> {
         }
         let cut = match product.weights {
             Weights::Rows(_) => rows::cut(tokens, cols, share),
-            Weights::Packed(_) => packed::cut(tokens, cols, share),
+            Weights::Packed(_) => packed::cut(product.input, cols, share),
         };
         let items = first_item..first_item + rows.div_ceil(cut.rows) * tokens.div_ceil(cut.tokens);
         let output = Output { bias: product.bias, rows, out: Disjoint::new(product.out) };

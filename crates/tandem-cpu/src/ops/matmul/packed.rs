@@ -14,11 +14,11 @@ use crate::isa::{PackedKernels, QuantizedBlock, Tile};
 use crate::ops::Input;
 use crate::scratch::with_scratch;
 
-/// Tokens of an item, at most. With 4096 columns they are 330 KB: a fraction of a second-level cache, where they
-/// stay while tile after tile of rows comes by.
-const MAX_TOKENS: usize = 64;
-/// An item has a multiple of as many tokens, which every instruction set takes at a time.
-const TOKENS: usize = 8;
+/// Rows of activations that an item has, at most. With 4096 columns they are 330 KB: a fraction of a second-level
+/// cache, where they stay while tile after tile of weights comes by.
+const MAX_ROWS: usize = 64;
+/// An item has a multiple of as many, which every instruction set takes at a time.
+const ROWS: usize = 8;
 /// Blocks of a stretch of columns: of a tile that is 9 KB or 17 KB, so it stays in the first-level cache for all
 /// tokens of an item.
 const STRETCH: usize = 32;
@@ -28,12 +28,15 @@ const ITEMS_PER_THREAD: usize = 16;
 const MIN_WORK: usize = 1 << 14;
 
 /// Cuts a product into ranges of tiles.
-pub(super) fn cut(tokens: usize, cols: usize, share: usize) -> Cut {
-    let token_blocks = tokens.div_ceil(MAX_TOKENS).max(1);
-    let item_tokens = tokens.div_ceil(token_blocks).next_multiple_of(TOKENS).max(TOKENS);
-    let tile_work = TILE_ROWS * cols * tokens.clamp(1, item_tokens);
-    let tiles = (share / ITEMS_PER_THREAD).max(MIN_WORK).div_ceil(tile_work);
-    Cut { rows: tiles * TILE_ROWS, tokens: item_tokens }
+pub(super) fn cut(input: Input<'_>, cols: usize, share: usize) -> Cut {
+    // In what follows tokens count twice where they have two rows of activations.
+    let planes = input.planes();
+    let x_rows = input.tokens(cols) * planes;
+    let parts = x_rows.div_ceil(MAX_ROWS).max(1);
+    let item_rows = x_rows.div_ceil(parts).next_multiple_of(ROWS).max(ROWS);
+    let tile_work = TILE_ROWS * cols * x_rows.clamp(1, item_rows);
+    let tiles = (share * planes / ITEMS_PER_THREAD).max(MIN_WORK).div_ceil(tile_work);
+    Cut { rows: tiles * TILE_ROWS, tokens: item_rows / planes }
 }
 
 /// Computes one item.
@@ -45,26 +48,31 @@ pub(super) fn run(
     tokens: Range<usize>,
     output: &Output<'_>,
 ) {
-    let kind = weights.layout().kind();
-    let blocks = weights.layout().blocks();
+    let (kind, blocks) = (weights.layout().kind(), weights.layout().blocks());
+    let planes = input.planes();
+    let x_rows = tokens.len() * planes;
     // A few tokens take the tile once, from one end to the other.
-    let stretch = if tokens.len() <= TOKENS { blocks } else { STRETCH };
-    with_scratch([tokens.len() * TILE_ROWS], |[sums]| {
+    let stretch = if x_rows <= ROWS { blocks } else { STRETCH };
+    with_scratch([x_rows * TILE_ROWS], |[sums]| {
         let sums = sums.as_chunks_mut::<TILE_ROWS>().0;
         for first in rows.clone().step_by(TILE_ROWS) {
             let tile = Tile::new(kind, weights.tile(first / TILE_ROWS));
             sums.fill([0.0; TILE_ROWS]);
             for start in (0..blocks).step_by(stretch) {
                 let part = start..(start + stretch).min(blocks);
-                let mut x: [&[QuantizedBlock]; MAX_TOKENS] = [&[]; MAX_TOKENS];
-                for (x, token) in x.iter_mut().zip(tokens.clone()) {
-                    *x = &input.quantized_row(token)[part.clone()];
+                let mut x: [&[QuantizedBlock]; MAX_ROWS] = [&[]; MAX_ROWS];
+                for (i, x) in x[..x_rows].iter_mut().enumerate() {
+                    let token = tokens.start + i / planes;
+                    *x = &input.quantized_row(token, i % planes)[part.clone()];
                 }
-                kernels.dots(tile.part(part), &x[..tokens.len()], sums);
+                kernels.dots(tile.part(part), &x[..x_rows], sums);
             }
             let count = (rows.end - first).min(TILE_ROWS);
-            for (token, sums) in tokens.clone().zip(&*sums) {
-                output.write(token, first, &sums[..count]);
+            for (token, sums) in tokens.clone().zip(sums.chunks_exact_mut(planes)) {
+                if let [sums, rest] = sums {
+                    super::super::add(sums, rest);
+                }
+                output.write(token, first, &sums[0][..count]);
             }
         }
     });

@@ -136,15 +136,15 @@ fn extreme_blocks() {
     let cpus = every_cpu();
     let mut random = Random(33);
     let (rows, cols) = (20, 448);
-    let activations: [&dyn Fn(usize, &mut Random) -> f32; 8] = [
-        &|_, _| 1.0,
-        &|_, _| -1.0,
-        &|col, _| if col % 2 == 0 { 1.0 } else { -1.0 },
-        &|col, _| if col % 32 < 16 { 1.0 } else { -1.0 },
-        &|_, random| random.number(),
-        &|col, random| if col < 64 { 0.0 } else { random.number() * 1e25 },
-        &|_, random| random.number() * 1e-30,
-        &|_, random| random.number() * 1e-38,
+    let activations: [fn(usize, &mut Random) -> f32; 8] = [
+        |_, _| 1.0,
+        |_, _| -1.0,
+        |col, _| if col % 2 == 0 { 1.0 } else { -1.0 },
+        |col, _| if col % 32 < 16 { 1.0 } else { -1.0 },
+        |_, random| random.number(),
+        |col, random| if col < 64 { 0.0 } else { random.number() * 1e25 },
+        |_, random| random.number() * 1e-30,
+        |_, random| random.number() * 1e-38,
     ];
     let scales = [f16::MAX, f16::MIN, f16::MIN_POSITIVE_SUBNORMAL, f16::ZERO, f16::NEG_ZERO];
     for kind in KINDS {

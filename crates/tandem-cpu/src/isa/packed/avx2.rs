@@ -148,6 +148,10 @@ pub(super) unsafe fn blocks<const BYTES: usize, const T: usize>(
     for (b, (quants, scales)) in quants.as_chunks::<BYTES>().0.iter().zip(scales).enumerate() {
         // SAFETY: `b` counts blocks, and the caller promises that every token has as many.
         let x: [&QuantizedBlock; T] = std::array::from_fn(|t| unsafe { x[t].get_unchecked(b) });
+        if T == 1 {
+            prefetch(quants);
+            prefetch(scales);
+        }
         let dots = dots(quants, x);
         for half in 0..2 {
             // SAFETY: a block's scales are 16 f16; each half is 8 of them.
@@ -166,6 +170,21 @@ pub(super) unsafe fn blocks<const BYTES: usize, const T: usize>(
             _mm256_storeu_ps(sums[t].as_mut_ptr(), acc[t][0]);
             _mm256_storeu_ps(sums[t].as_mut_ptr().add(8), acc[t][1]);
         }
+    }
+}
+
+/// How far ahead of the arithmetic memory is asked for, in bytes. With one token a tile is arithmetic enough to fill
+/// the processor's window before it sees the loads to come; asking early gained 20 to 30 % on AVX2. Anything from 2
+/// to 8 KB did.
+const AHEAD: usize = 4096;
+
+/// Asks for what lies [`AHEAD`] of something, which is what follows in the same tile, or the next one.
+#[inline(always)]
+pub(super) fn prefetch<P>(here: &P) {
+    for line in 0..size_of::<P>().div_ceil(64) {
+        let there = (&raw const *here).cast::<i8>().wrapping_add(AHEAD + 64 * line);
+        // SAFETY: a prefetch reads nothing that the program could see, and is ignored where there is no memory.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(there) };
     }
 }
 

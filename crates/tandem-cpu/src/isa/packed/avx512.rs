@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use tandem_memory::PackedType;
 
-use super::avx2::Avx2;
+use super::avx2::{Avx2, prefetch};
 use super::{PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens};
 
 /// The packed kernels for machines with AVX-512 VNNI. A value is the proof that this machine has it.
@@ -93,6 +93,11 @@ unsafe fn blocks<const BYTES: usize, const T: usize>(
     for (b, (quants, scales)) in quants.as_chunks::<BYTES>().0.iter().zip(scales).enumerate() {
         // SAFETY: `b` counts blocks, and the caller promises that every token has as many.
         let x: [&QuantizedBlock; T] = std::array::from_fn(|t| unsafe { x[t].get_unchecked(b) });
+        // 8-bit quants leave little to compute: there it makes no difference.
+        if T == 1 && BYTES == PackedType::Q4_0.quant_bytes() {
+            prefetch(quants);
+            prefetch(scales);
+        }
         let dots = dots(quants, x);
         // SAFETY: a block's scales are 16 f16.
         let scales = _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(scales.as_ptr().cast()) });

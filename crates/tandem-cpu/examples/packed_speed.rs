@@ -6,9 +6,9 @@
 //! compared, so that a busy machine troubles all alike; shown are the median and the best round.
 #![allow(clippy::print_stdout)]
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use tandem_cpu::measure::read_bandwidth;
 use tandem_cpu::ops::{Input, Precision, QuantizedActivations, Weights, matmul};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
 use tandem_memory::{AlignedBuffer, PackedLayout, PackedMatrix, PackedType};
@@ -54,7 +54,8 @@ fn decode(cpus: &[Cpu], memory: &mut AlignedBuffer) {
             let x = activations(cols);
             let mut seconds = vec![Vec::new(); cpus.len() + 1];
             for _ in 0..ROUNDS {
-                seconds[0].push(time(|| read(&cpus[0], &memory[..bytes])));
+                let words = &memory.typed::<u64>()[..bytes / size_of::<u64>()];
+                seconds[0].push(bytes as f64 / read_bandwidth(&cpus[0], words));
                 for (cpu, seconds) in cpus.iter().zip(&mut seconds[1..]) {
                     let mut out = vec![0.0; rows];
                     let mut buffer = QuantizedActivations::default();
@@ -119,21 +120,6 @@ fn sane(memory: &mut AlignedBuffer, layout: PackedLayout) -> usize {
 fn activations(count: usize) -> Vec<f32> {
     let mut rng = Rng::new(2);
     (0..count).map(|_| rng.normal()).collect()
-}
-
-/// Reads all bytes with the team.
-fn read(cpu: &Cpu, bytes: &[u8]) {
-    let total = AtomicU64::new(0);
-    cpu.team().for_each_chunk(bytes.len(), 1 << 18, &|range| {
-        let mut lanes = [0u64; 16];
-        for chunk in bytes[range].as_chunks::<128>().0 {
-            for (lane, bytes) in lanes.iter_mut().zip(chunk.as_chunks::<8>().0) {
-                *lane = lane.wrapping_add(u64::from_le_bytes(*bytes));
-            }
-        }
-        total.fetch_add(lanes.iter().fold(0, |a, &b| a.wrapping_add(b)), Ordering::Relaxed);
-    });
-    std::hint::black_box(total);
 }
 
 fn time(f: impl FnOnce()) -> f64 {

@@ -4,10 +4,11 @@
 //! - [`Cpu`]: a team and the instruction set to use; the context that every operation takes.
 //! - [`ops`]: the operations, with their shapes checked. They are the same for every instruction set.
 //! - [`Isa`]: the instruction sets. `isa/` holds one folder or file per set, each an implementation of the same
-//!   few inner loops. One conformance suite (`tests/conformance.rs`) runs against every one of them.
+//!   few inner loops. One conformance suite (`tests/conformance`) runs against every one of them.
 //!
-//! The operations compute in f32, whatever the weights are encoded in: this is the exact path, the one that is
-//! compared with the reference implementation.
+//! Weights as they are in files are multiplied in f32, whatever they are encoded in: this is the exact path, the one
+//! that is compared with the reference implementation. Packed weights (q4_0, q8_0) are multiplied in whole numbers
+//! with activations in 8 bits: the fast path. Which of them a product takes is decided by its [`Weights`].
 //!
 //! Results do not depend on the number of threads: work is cut into pieces by its shape alone wherever the cut
 //! changes the order of a sum.
@@ -15,7 +16,9 @@
 mod cpu;
 mod disjoint;
 mod isa;
+pub mod measure;
 pub mod ops;
+mod prefetch;
 mod scratch;
 mod team;
 

@@ -3,13 +3,15 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+use crate::text::{one_line, one_line_path};
+
 /// Why a file could not be read or written.
 ///
 /// Every message is one line that starts with the file's path.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
     /// The operating system refused.
-    #[error("{}: {action}: {source}", path.display())]
+    #[error("{}: {action}: {source}", one_line_path(path))]
     Io {
         /// The file.
         path: PathBuf,
@@ -19,7 +21,7 @@ pub enum FormatError {
         source: std::io::Error,
     },
     /// The file's content contradicts its format.
-    #[error("{}: {field}: expected {expected}, found {found}", path.display())]
+    #[error("{}: {field}: expected {expected}, found {found}", one_line_path(path))]
     Invalid {
         /// The file.
         path: PathBuf,
@@ -33,7 +35,7 @@ pub enum FormatError {
 }
 
 impl FormatError {
-    /// An [`FormatError::Invalid`] from anything printable.
+    /// An [`FormatError::Invalid`] from anything printable, text from the file included: see [`one_line`].
     pub fn invalid(
         path: &Path,
         field: impl Display,
@@ -42,15 +44,15 @@ impl FormatError {
     ) -> Self {
         Self::Invalid {
             path: path.to_owned(),
-            field: field.to_string(),
-            expected: expected.to_string(),
-            found: found.to_string(),
+            field: one_line(field),
+            expected: one_line(expected),
+            found: one_line(found),
         }
     }
 
     /// An [`FormatError::Io`].
     pub fn io(path: &Path, action: impl Display, source: std::io::Error) -> Self {
-        Self::Io { path: path.to_owned(), action: action.to_string(), source }
+        Self::Io { path: path.to_owned(), action: one_line(action), source }
     }
 }
 

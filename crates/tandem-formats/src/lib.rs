@@ -15,3 +15,4 @@ mod text;
 pub use dtype::DType;
 pub use error::{FormatError, Result};
 pub use io::{AtomicFile, InputFile};
+pub use text::{one_line, one_line_path};

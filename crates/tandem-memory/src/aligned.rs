@@ -42,7 +42,7 @@ mod sealed {
 macro_rules! elements {
     ($($t:ty),*) => { $(impl sealed::Sealed for $t {} impl Element for $t {})* };
 }
-elements!(u8, i8, u16, f32, half::f16, half::bf16);
+elements!(u8, i8, u16, u64, f32, half::f16, half::bf16);
 
 /// Zeroed memory whose address and size are multiples of 4096 bytes.
 ///

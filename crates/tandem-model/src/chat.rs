@@ -44,13 +44,21 @@ const FUEL: u64 = 4_000_000;
 const RECURSION: usize = 100;
 /// The longest text that a list or map may become, in bytes.
 const MAX_TEXT: usize = 1 << 24;
+/// The longest template; real ones stay below 50 kilobytes. Compiled, one takes up to a hundred times its length, and
+/// no fuel is charged for that.
+pub(crate) const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 
 impl ChatTemplate {
     /// Compiles a template; `bos` and `eos` are the texts of the tokens that begin and end a text.
     ///
     /// # Errors
-    /// When the source is no valid template.
+    /// When the source is no valid template, or longer than any template has reason to be.
     pub fn new(source: &str, bos: Option<&str>, eos: Option<&str>) -> Result<Self> {
+        if source.len() > MAX_TEMPLATE_BYTES {
+            let message =
+                format!("expected at most {MAX_TEMPLATE_BYTES} bytes, found {}", source.len());
+            return Err(ModelError::Template { message });
+        }
         let mut environment = Environment::new();
         // The settings of `transformers`' `apply_chat_template`.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use tandem_formats::FormatError;
+use tandem_formats::{FormatError, one_line_path};
 
 /// Why a model could not be read, or what it was asked for could not be done.
 ///
@@ -13,7 +13,7 @@ pub enum ModelError {
     #[error(transparent)]
     Format(#[from] FormatError),
     /// A tokenizer that cannot be built, or a text that it refuses.
-    #[error("{}: {message}", path.display())]
+    #[error("{}: {message}", one_line_path(path))]
     Tokenizer {
         /// The file that the tokenizer comes from.
         path: PathBuf,
@@ -21,7 +21,7 @@ pub enum ModelError {
         message: String,
     },
     /// The model comes without a tokenizer: it can be computed with, but not talked to.
-    #[error("{}: tokenizer: expected {expected}, found none", path.display())]
+    #[error("{}: tokenizer: expected {expected}, found none", one_line_path(path))]
     NoTokenizer {
         /// The model.
         path: PathBuf,
@@ -54,9 +54,9 @@ impl ModelError {
     }
 }
 
-/// The text on one line: errors of libraries sometimes come with line breaks.
+/// The text on one line: errors of libraries sometimes come with line breaks, and quote texts of any length.
 pub(crate) fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    tandem_formats::one_line(text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// Shorthand of this crate.

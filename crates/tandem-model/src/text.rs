@@ -5,12 +5,15 @@ use std::path::Path;
 use tandem_formats::gguf::Metadata;
 use tandem_formats::{FormatError, InputFile};
 
-use crate::chat::ChatTemplate;
+use crate::chat::{ChatTemplate, MAX_TEMPLATE_BYTES};
 use crate::error::{ModelError, Result};
 use crate::tokenizer::{GgmlVocab, Tokenizer, TokenizerConfig};
 
-/// Tokenizers are a few megabytes; this bounds what a stranger's folder makes us read.
-const MAX_BYTES: u64 = 256 << 20;
+/// Tokenizers have a few megabytes; this bounds what a stranger's folder makes us read.
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+/// `tokenizer_config.json` lists special tokens, rarely more than a megabyte. Parsed JSON takes up to twenty times as
+/// much.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// What turns text into ids and back.
 pub struct Text {
@@ -44,7 +47,7 @@ impl TextSource {
             }),
             Self::Gguf { vocab: Some(vocab), template } => {
                 let tokenizer = Tokenizer::from_ggml(path, vocab)?;
-                tokenizer.check_fits(path, vocab_size)?;
+                tokenizer.check_fits(vocab_size)?;
                 let name = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
                 let config = TokenizerConfig {
                     chat_template: template.clone(),
@@ -54,15 +57,23 @@ impl TextSource {
                     pad_token: name(vocab.pad),
                     model_max_length: None,
                 };
-                Text::new(tokenizer, config)
+                Text::new(tokenizer, config, path)
             }
         }
     }
 }
 
 impl Text {
-    fn new(tokenizer: Tokenizer, config: TokenizerConfig) -> Result<Self> {
-        Ok(Self { tokenizer, template: config.compile_chat_template()?, config })
+    /// `template_path` is the file that the chat template comes from, for messages.
+    fn new(tokenizer: Tokenizer, config: TokenizerConfig, template_path: &Path) -> Result<Self> {
+        let template = config.compile_chat_template().map_err(|e| match e {
+            ModelError::Template { message } => {
+                FormatError::invalid(template_path, "chat template", "a Jinja template", message)
+                    .into()
+            }
+            other => other,
+        })?;
+        Ok(Self { tokenizer, template, config })
     }
 
     /// Adds the keys that carry tokenizer and template in a GGUF file: ours, which are exact, and GGML's, which
@@ -77,31 +88,31 @@ impl Text {
 }
 
 fn from_folder(folder: &Path, vocab_size: usize) -> Result<Text> {
-    let read = |name: &str| -> Result<Option<Vec<u8>>> {
-        let path = folder.join(name);
-        Ok(if path.exists() { Some(InputFile::open(&path)?.read_all(MAX_BYTES)?) } else { None })
-    };
     let path = folder.join("tokenizer.json");
-    let Some(json) = read("tokenizer.json")? else {
+    let Some(json) = read_optional(&path, MAX_TOKENIZER_BYTES)? else {
         return Err(ModelError::NoTokenizer {
             path: folder.to_owned(),
             expected: "tokenizer.json in the folder",
         });
     };
     let tokenizer = Tokenizer::from_json_bytes(&path, &json)?;
-    tokenizer.check_fits(&path, vocab_size)?;
-    let mut config = match read("tokenizer_config.json")? {
-        Some(json) => {
-            TokenizerConfig::from_json_bytes(&folder.join("tokenizer_config.json"), &json)?
-        }
+    tokenizer.check_fits(vocab_size)?;
+    let config_path = folder.join("tokenizer_config.json");
+    let mut config = match read_optional(&config_path, MAX_CONFIG_BYTES)? {
+        Some(json) => TokenizerConfig::from_json_bytes(&config_path, &json)?,
         None => TokenizerConfig::default(),
     };
     // A template in a file of its own is the newer convention and wins.
     let template_path = folder.join("chat_template.jinja");
-    if let Some(bytes) = read("chat_template.jinja")? {
-        let source = String::from_utf8(bytes)
-            .map_err(|e| FormatError::invalid(&template_path, "content", "UTF-8 text", e))?;
-        config.chat_template = Some(source);
-    }
-    Text::new(tokenizer, config)
+    let Some(bytes) = read_optional(&template_path, MAX_TEMPLATE_BYTES as u64)? else {
+        return Text::new(tokenizer, config, &config_path);
+    };
+    let source = String::from_utf8(bytes)
+        .map_err(|e| FormatError::invalid(&template_path, "content", "UTF-8 text", e))?;
+    config.chat_template = Some(source);
+    Text::new(tokenizer, config, &template_path)
+}
+
+fn read_optional(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    Ok(if path.exists() { Some(InputFile::open(path)?.read_all(limit)?) } else { None })
 }

@@ -26,6 +26,8 @@ struct State {
     status: Option<u16>,
     /// How often to close the connection in the middle of a file's content.
     breaks: u32,
+    /// Where large files are: a server of another name, to which the hub redirects.
+    storage: Option<String>,
 }
 
 struct Hub {
@@ -112,10 +114,25 @@ fn answer(mut stream: TcpStream, state: &mut State) -> std::io::Result<()> {
             false => plain(&mut stream, 404, ""),
         };
     }
-    let file = path.strip_prefix(&format!("/org/name/resolve/{COMMIT}/"));
-    let Some((name, content)) = file.and_then(|name| state.files.get_key_value(name)) else {
+    let at_hub = path.strip_prefix(&format!("/org/name/resolve/{COMMIT}/"));
+    let Some(name) = at_hub.or_else(|| path.strip_prefix("/storage/")) else {
         return plain(&mut stream, 404, "");
     };
+    let Some(content) = state.files.get(name) else { return plain(&mut stream, 404, "") };
+    let tag = name.bytes().fold(content.len(), |tag, b| tag * 31 % 1_000_007 + usize::from(b));
+    if let Some(storage) = state.storage.as_ref().filter(|_| at_hub.is_some()) {
+        return write!(
+            stream,
+            "HTTP/1.1 302 Found\r\nLocation: {storage}/storage/{name}\r\nX-Linked-ETag: \"{tag:x}\"\r\n\
+             X-Repo-Commit: {COMMIT}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        );
+    }
+    if at_hub.is_none() && authorization.is_some() {
+        state.log.push(format!(
+            "token sent to the storage for {range:?} of {name}",
+            range = headers.get("range")
+        ));
+    }
     let range = headers
         .get("range")
         .and_then(|r| r.strip_prefix("bytes="))
@@ -130,9 +147,8 @@ fn answer(mut stream: TcpStream, state: &mut State) -> std::io::Result<()> {
     let part = &content[start..=end];
     write!(
         stream,
-        "HTTP/1.1 206 Partial Content\r\nETag: \"{:x}\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Range: bytes \
-         {start}-{end}/{}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        name.bytes().fold(content.len(), |hash, b| hash * 31 % 1_000_007 + usize::from(b)),
+        "HTTP/1.1 206 Partial Content\r\nETag: \"{tag:x}\"\r\nX-Repo-Commit: {COMMIT}\r\n\
+         Content-Range: bytes {start}-{end}/{}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         content.len(),
         part.len()
     )?;
@@ -262,41 +278,38 @@ fn an_index_that_leaves_the_folder_is_refused() {
 
 #[test]
 fn a_broken_download_goes_on_where_it_stopped() {
+    // Other files have one byte, which cannot break in the middle.
+    let breaking = |breaks| {
+        let hub = Hub::with(&[
+            ("config.json", "x"),
+            ("model.safetensors", "0123456789abcdef"),
+            ("tokenizer.json", "y"),
+        ]);
+        hub.change(|state| state.breaks = breaks);
+        hub
+    };
+    let weights = |hub: &Hub| -> Vec<String> {
+        hub.take_log().into_iter().filter(|line| line.starts_with("model")).collect()
+    };
     // Within one call.
-    let hub = single();
-    hub.change(|state| {
-        state.files.retain(|name, _| !name.starts_with("config"));
-        state.files.insert("config.json".into(), b"x".to_vec());
-        state.files.remove("tokenizer_config.json");
-        state.files.insert("tokenizer.json".into(), b"y".to_vec());
-        state.breaks = 1;
-    });
+    let hub = breaking(1);
     let folder = hub.fetch("org/name").unwrap();
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), b"0123456789abcdef");
-    let weights = |log: Vec<String>| {
-        log.into_iter().filter(|line| line.starts_with("model")).collect::<Vec<_>>()
-    };
-    assert_eq!(weights(hub.take_log()), ["model.safetensors 0", "model.safetensors 8"]);
+    assert_eq!(weights(&hub), ["model.safetensors 0", "model.safetensors 8"]);
 
     // And from one call to the next, when the retries are used up.
-    let hub = single();
-    hub.change(|state| state.files.retain(|name, _| name == "model.safetensors"));
-    hub.change(|state| {
-        state.files.insert("config.json".into(), b"x".to_vec());
-        state.files.insert("tokenizer.json".into(), b"y".to_vec());
-        state.breaks = 3;
-    });
+    let hub = breaking(3);
     let error = hub.fetch("org/name").unwrap_err();
     assert!(
         error.contains("cannot fetch model.safetensors: no connection to http://127.0.0.1"),
         "{error}"
     );
     assert_eq!(
-        weights(hub.take_log()),
+        weights(&hub),
         ["model.safetensors 0", "model.safetensors 8", "model.safetensors 12"]
     );
     let folder = hub.fetch("org/name").unwrap();
-    assert_eq!(weights(hub.take_log()), ["model.safetensors 14"]);
+    assert_eq!(weights(&hub), ["model.safetensors 14"]);
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), b"0123456789abcdef");
 }
 
@@ -337,6 +350,13 @@ fn a_repository_of_gguf_files_needs_a_choice_when_there_are_several() {
         "org/name:c.gguf: no file c.gguf; GGUF files there: a-q4_0.gguf, b-q8_0.gguf"
     );
 
+    let hub = Hub::with(&[("q4/model.gguf", "GGUFq")]);
+    let file = hub.fetch("org/name").unwrap();
+    assert!(file.ends_with("q4/model.gguf"));
+    let mut offline = hub.options();
+    offline.offline = true;
+    assert_eq!(fetch("org/name:q4/model.gguf", &offline).unwrap(), file);
+
     let hub = Hub::with(&[("pytorch_model.bin", "no"), ("config.json", "{}")]);
     let error = hub.fetch("org/name").unwrap_err();
     assert_eq!(
@@ -369,6 +389,22 @@ fn the_token_is_sent_and_its_lack_explained() {
     assert!(fetch("org/name", &options).is_ok());
     let tokens = std::mem::take(&mut hub.state.lock().unwrap().tokens);
     assert!(tokens.len() > 4 && tokens.iter().all(|t| t.as_deref() == Some("Bearer hf_secret")));
+}
+
+#[test]
+fn the_storage_is_asked_for_content_without_the_token() {
+    let hub = single();
+    let mut options = hub.options();
+    options.token = Some("hf_secret".into());
+    // The same server by another name.
+    hub.change(|state| state.storage = Some(hub.endpoint.replace("127.0.0.1", "localhost")));
+    let folder = fetch("org/name", &options).unwrap();
+    assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), b"0123456789abcdef");
+    let log = hub.take_log();
+    assert!(log.contains(&"model.safetensors 0".to_owned()), "{log:?}");
+    // hf-hub 0.5 does send it when it asks for a file's size (the first byte); see the module's text.
+    let mut sent = log.iter().filter(|line| line.starts_with("token sent"));
+    assert!(sent.all(|line| line.contains("bytes=0-0")), "{log:?}");
 }
 
 #[test]

@@ -151,10 +151,9 @@ fn special_tokens_are_known_and_ids_without_a_token_too() {
     // `</s>` is an added token but, in this model, no special one.
     assert!(!phi.is_special(2));
     assert!(phi.has_token(32010) && !phi.has_token(32011) && !phi.has_token(u32::MAX));
-    assert!(phi.check_fits(Path::new("config.json"), 32064).is_ok());
-    let error = phi.check_fits(Path::new("config.json"), 32000).unwrap_err().to_string();
-    assert!(error.starts_with("config.json: vocab_size: expected at least 32011"), "{error}");
-    assert!(error.ends_with("found 32000"), "{error}");
+    assert!(phi.check_fits(32064).is_ok());
+    let error = phi.check_fits(32000).unwrap_err().to_string();
+    assert!(error.ends_with("highest token id: expected a tokenizer that fits the model's vocabulary of 32000, found 32010"), "{error}");
 }
 
 #[test]
@@ -380,7 +379,7 @@ fn a_damaged_tokenizer_json_is_refused_in_one_line() {
     );
     assert!(refused("/decoder", Value::Null).starts_with("decoder: "));
     assert!(refused("/model/vocab", json!([["a", 0.0]])).starts_with("model.vocab: "));
-    assert!(refused("/model", json!(1)).contains("not a tokenizer.json"));
+    assert!(refused("/model", json!(1)).contains("expected a tokenizer in JSON"));
 }
 
 /// Settings of training must not cut or pad a prompt.
@@ -458,7 +457,7 @@ fn tokenizer_configs_of_all_shapes() {
     );
 
     for (json, message) in [
-        (json!([]), "c.json: the file: expected an object, found a list"),
+        (json!([]), "c.json: content: expected a JSON object, found a list"),
         (json!({"bos_token": 1}), "c.json: bos_token: expected a string, found a number"),
         (
             json!({"eos_token": {"content": []}}),

@@ -4,18 +4,20 @@
 //! come from the KV cache, so a batch of one reads every dense weight and two experts of each layer once, and
 //! nothing else.
 
-use std::ops::Range;
 use std::sync::Arc;
 
+use tandem_cpu::measure::read_bandwidth;
 use tandem_cpu::ops::{self, Input, Precision, Product, QuantizedActivations, Rope};
-use tandem_cpu::{Cpu, ThreadTeam};
-use tandem_memory::KvCache;
+use tandem_cpu::{Cpu, Isa, ThreadTeam};
+use tandem_memory::{AlignedBuffer, KvCache, MemoryError};
 use tandem_model::catalogue::LayerTensor as L;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 use tandem_model::router::{Routing, sparsemixer};
 use tandem_model::{PhimoeConfig, TensorId};
 
+use crate::bench::median;
 use crate::error::{Result, RuntimeError};
+use crate::experts::ExpertUses;
 use crate::model::{LayerWeights, Model};
 
 /// Tokens of a prompt that go through the model together.
@@ -64,7 +66,7 @@ impl Executor {
         let team =
             ThreadTeam::new(threads).map_err(|source| RuntimeError::Threads { threads, source })?;
         let config = model.config();
-        let rope = Rope::new(config.head_dim, config.rope_theta).with_table(config.context_length);
+        let rope = Rope::new(config.head_dim, config.rope_theta);
         Ok(Self {
             cpu: Cpu::new(team),
             rope,
@@ -82,6 +84,25 @@ impl Executor {
     /// Threads it computes with.
     pub fn threads(&self) -> usize {
         self.cpu.team().threads()
+    }
+
+    /// Instruction set it computes with.
+    pub fn isa(&self) -> Isa {
+        self.cpu.isa()
+    }
+
+    /// Bytes per second that the team reads from memory: the middle of three passes over as many bytes as the model
+    /// has, but no more than 1 GiB.
+    ///
+    /// # Errors
+    /// Where memory to read cannot be had.
+    pub fn read_bandwidth(&self) -> Result<f64> {
+        let bytes = self.model.n_bytes().clamp(64 << 20, 1 << 30);
+        let mut memory = AlignedBuffer::zeroed(bytes).map_err(MemoryError::from)?;
+        // Pages that were never written are all the same page of zeros.
+        memory.fill(1);
+        let rates: Vec<f64> = (0..3).map(|_| read_bandwidth(&self.cpu, memory.typed())).collect();
+        Ok(median(&rates))
     }
 
     /// Tokens that [`Self::forward`] takes at most.
@@ -109,6 +130,7 @@ impl Executor {
         let config = model.config();
         check_ids(ids, config.vocab_size)?;
         let start = kv.len();
+        self.rope.extend_table(start + ids.len());
         self.scratch.resize(config, ids.len());
         self.embed(&model, ids);
         for index in 0..config.n_layers {
@@ -252,48 +274,8 @@ impl Executor {
     }
 }
 
-/// Which tokens of a batch use which experts, ordered by expert. A *use* is a token's choice of an expert; every
-/// token has two.
-#[derive(Default)]
-struct ExpertUses {
-    /// Token of each use.
-    tokens: Vec<u32>,
-    /// Weight of each use.
-    weights: Vec<f32>,
-    /// 0, 1, 2 and so on: the uses themselves, to be selected from.
-    numbers: Vec<u32>,
-    /// Where each expert's uses begin, and where the last one's end.
-    starts: Vec<usize>,
-}
-
-impl ExpertUses {
-    fn fill(&mut self, routing: &[Routing], n_experts: usize) {
-        self.tokens.clear();
-        self.weights.clear();
-        self.starts.clear();
-        self.starts.push(0);
-        for expert in 0..n_experts {
-            for (token, r) in (0u32..).zip(routing) {
-                for (_, &weight) in r.experts.iter().zip(&r.weights).filter(|(e, _)| **e == expert)
-                {
-                    self.tokens.push(token);
-                    self.weights.push(weight);
-                }
-            }
-            self.starts.push(self.tokens.len());
-        }
-        self.numbers.clear();
-        self.numbers.extend((0u32..).take(self.tokens.len()));
-    }
-
-    /// The experts that are used, each with the range of its uses.
-    fn experts(&self) -> impl Iterator<Item = (u16, Range<usize>)> + '_ {
-        let ranges = self.starts.windows(2).map(|bounds| bounds[0]..bounds[1]);
-        (0u16..).zip(ranges).filter(|(_, range)| !range.is_empty())
-    }
-}
-
-fn check_ids(ids: &[u32], vocab_size: usize) -> Result<()> {
+/// Whether all ids are below the vocabulary's size.
+pub(crate) fn check_ids(ids: &[u32], vocab_size: usize) -> Result<()> {
     match ids.iter().find(|&&id| id as usize >= vocab_size) {
         Some(&id) => Err(RuntimeError::TokenId { id, vocab_size }),
         None => Ok(()),
@@ -360,7 +342,7 @@ impl Scratch {
 /// Runs all of `ids` in batches from the start of `kv`; answers logits for the last token or for all of them.
 ///
 /// # Errors
-/// As [`Executor::forward`], and where the tokens do not fit the cache.
+/// As [`Executor::forward`], where the tokens do not fit the cache, and where logits are not finite.
 pub fn evaluate(
     executor: &mut Executor,
     kv: &mut KvCache,
@@ -377,6 +359,9 @@ pub fn evaluate(
     for (n, batch) in ids.chunks(executor.batch()).enumerate() {
         let wanted = if wanted == LogitsFor::Last && n < last { LogitsFor::None } else { wanted };
         logits.extend_from_slice(executor.forward(batch, kv, wanted, trace.as_deref_mut())?);
+    }
+    if logits.iter().any(|logit| !logit.is_finite()) {
+        return Err(RuntimeError::NoFiniteLogit);
     }
     Ok(logits)
 }

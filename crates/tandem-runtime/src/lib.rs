@@ -1,8 +1,10 @@
 //! Runs models: the forward pass over a batch of tokens, sampling, and the loop that writes a text.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 mod error;
 mod executor;
+mod experts;
 mod model;
 pub mod perplexity;
 mod sampling;

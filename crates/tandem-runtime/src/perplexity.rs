@@ -2,8 +2,8 @@
 
 use tandem_memory::KvCache;
 
-use crate::error::Result;
-use crate::executor::{Executor, LogitsFor};
+use crate::error::{Result, RuntimeError};
+use crate::executor::{Executor, LogitsFor, check_ids};
 
 /// A sum over scored tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -30,9 +30,10 @@ impl Perplexity {
 /// Scores every token of `ids` but the first.
 ///
 /// # Errors
-/// As [`Executor::forward`].
+/// As [`Executor::forward`], and where logits are not finite.
 pub fn score(executor: &mut Executor, kv: &mut KvCache, ids: &[u32]) -> Result<Perplexity> {
     let vocab = executor.model().config().vocab_size;
+    check_ids(ids, vocab)?;
     let mut sum = Perplexity::default();
     kv.clear();
     let inputs = &ids[..ids.len().saturating_sub(1)];
@@ -40,7 +41,11 @@ pub fn score(executor: &mut Executor, kv: &mut KvCache, ids: &[u32]) -> Result<P
         let end = (start + executor.batch()).min(inputs.len());
         let logits = executor.forward(&inputs[start..end], kv, LogitsFor::All, None)?;
         for (logits, &next) in logits.chunks_exact(vocab).zip(&ids[start + 1..]) {
-            sum.negative_log_likelihood -= log_probability(logits, next);
+            let log_probability = log_probability(logits, next);
+            if !log_probability.is_finite() {
+                return Err(RuntimeError::NoFiniteLogit);
+            }
+            sum.negative_log_likelihood -= log_probability;
             sum.tokens += 1;
         }
     }

@@ -66,7 +66,9 @@ pub struct Generated {
     pub prompt_tokens: usize,
     /// Tokens of the prompt that were in the cache from before.
     pub cached_tokens: usize,
-    /// Time for the prompt's other tokens.
+    /// Tokens of the prompt that were computed; fewer than the rest where the text was cancelled early.
+    pub computed_tokens: usize,
+    /// Time for those.
     pub prompt_time: Duration,
     /// Tokens that went through the model one by one.
     pub decoded_tokens: usize,
@@ -97,6 +99,11 @@ impl Session {
         self.kv.capacity()
     }
 
+    /// Bytes of keys and values of one token, over all layers.
+    pub fn kv_bytes_per_token(&self) -> usize {
+        self.kv.bytes_per_token()
+    }
+
     /// The KV cache, for those who drive the executor themselves.
     pub fn kv_mut(&mut self) -> &mut KvCache {
         self.ids.clear();
@@ -122,6 +129,7 @@ impl Session {
         let mut output = Output::new(tokenizer, prompt, request, listener);
         let max_tokens = request.max_tokens.unwrap_or(usize::MAX);
         let mut logits = self.prefill(executor, prompt, &mut output)?;
+        let computed_tokens = self.ids.len() - cached_tokens;
         let prompt_time = started.elapsed();
         let decode_started = Instant::now();
         let mut finish =
@@ -165,6 +173,7 @@ impl Session {
             finish,
             prompt_tokens: prompt.len(),
             cached_tokens,
+            computed_tokens,
             prompt_time,
             decoded_tokens,
             decode_time: decode_started.elapsed(),

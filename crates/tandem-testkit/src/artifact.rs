@@ -39,3 +39,22 @@ fn stamp(inputs: &[PathBuf]) -> String {
 fn ignore_missing(e: std::io::Error) -> std::io::Result<()> {
     if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) }
 }
+
+/// An empty folder of a test's own, removed when dropped.
+pub struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+/// A new [`Scratch`] folder with `name` in its name.
+///
+/// # Panics
+/// Where it cannot be made.
+pub fn scratch(name: &str) -> Scratch {
+    let folder = tempfile::Builder::new().prefix(&format!("tandem-{name}-")).tempdir();
+    Scratch(folder.expect("a temporary folder"))
+}

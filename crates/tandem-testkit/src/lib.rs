@@ -10,7 +10,7 @@ mod rng;
 
 use std::path::{Path, PathBuf};
 
-pub use artifact::build_once;
+pub use artifact::{Scratch, build_once, scratch};
 pub use python::{python, run_python};
 pub use rng::Rng;
 

@@ -27,29 +27,33 @@ pub(crate) fn path() -> anyhow::Result<PathBuf> {
     unpack()
 }
 
-/// The embedded model as a file. Its name has its length and a sum of its bytes, so that another version of the
-/// program does not take it for its own.
+/// The embedded model as a file: in the user's cache folder, or where that cannot be written in the system's folder for
+/// temporary files.
 fn unpack() -> anyhow::Result<PathBuf> {
     use etcetera::BaseStrategy;
-    let base = etcetera::choose_base_strategy().context("cannot find your cache folder")?;
-    let folder = base.cache_dir().join("tandem");
-    let path = folder.join(format!("stories-17m-{:016x}.gguf", fingerprint(EMBEDDED)));
-    let whole = std::fs::metadata(&path).is_ok_and(|m| m.len() == EMBEDDED.len() as u64);
-    if !whole {
-        std::fs::create_dir_all(&folder)
-            .with_context(|| format!("cannot make the cache folder {}", folder.display()))?;
+    let cache = etcetera::choose_base_strategy().map(|base| base.cache_dir().join("tandem"));
+    let folders = cache.into_iter().chain([std::env::temp_dir().join("tandem")]);
+    let mut failed = None;
+    for folder in folders {
+        match unpack_into(&folder) {
+            Ok(path) => return Ok(path),
+            Err(e) => failed = Some(e),
+        }
+    }
+    failed.map_or_else(|| unreachable!("there is a folder to try"), Err).context(
+        "cannot unpack the demo model; set XDG_CACHE_HOME to a folder you can write to, or give a model with -m",
+    )
+}
+
+/// What is there already is used only where it is the same to the byte.
+fn unpack_into(folder: &Path) -> anyhow::Result<PathBuf> {
+    let path = folder.join("stories-17m.gguf");
+    if !std::fs::read(&path).is_ok_and(|found| found == EMBEDDED) {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
         let mut file = AtomicFile::create(&path)?;
         file.append(EMBEDDED)?;
         file.commit()?;
     }
     Ok(path)
-}
-
-/// FNV-1a, taken eight bytes at a time: tells versions apart, nothing more.
-fn fingerprint(bytes: &[u8]) -> u64 {
-    bytes.chunks(8).fold(0xcbf2_9ce4_8422_2325, |hash, chunk| {
-        let mut word = [0; 8];
-        word[..chunk.len()].copy_from_slice(chunk);
-        (hash ^ u64::from_le_bytes(word)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
 }

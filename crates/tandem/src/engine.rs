@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
-use tandem_model::chat::Message;
+use anyhow::{Context, bail};
+use tandem_model::chat::{ChatTemplate, Message};
 use tandem_model::{Checkpoint, Text};
 use tandem_runtime::{Executor, Model, Request, Session};
 
@@ -45,13 +45,17 @@ impl Engine {
 
     /// The ids of a conversation that the model is to continue with its answer.
     pub(crate) fn conversation(&self, messages: &[Message]) -> anyhow::Result<Vec<u32>> {
-        let Some(template) = &self.text.template else {
-            bail!(
+        Ok(self.text.tokenizer.encode(&self.template()?.render(messages, true)?)?)
+    }
+
+    /// The model's chat template.
+    pub(crate) fn template(&self) -> anyhow::Result<&ChatTemplate> {
+        self.text.template.as_ref().with_context(|| {
+            format!(
                 "{}: this model has no chat template; use `tandem run --raw` to continue a plain text",
                 self.checkpoint.path().display()
-            );
-        };
-        Ok(self.text.tokenizer.encode(&template.render(messages, true)?)?)
+            )
+        })
     }
 
     /// One line for the user: what runs where.
@@ -102,7 +106,8 @@ pub(crate) fn session(
             "--ctx: expected at most {made_for} tokens, which this model was made for, found {context}"
         );
     }
-    Ok(Session::new(executor, context, compute.kv_type.into())?)
+    Session::new(executor, context, compute.kv_type.into())
+        .context("cannot hold a context of that length; --ctx takes a shorter one")
 }
 
 /// The path of a model: as it is where something is there, else from the hub.
@@ -123,13 +128,15 @@ pub(crate) fn locate(model: Option<&str>) -> anyhow::Result<PathBuf> {
 
 /// `organisation/name`, perhaps with a revision or a file; not `./x/y`, `/x` or `x.gguf`.
 fn looks_like_hub_name(model: &str) -> bool {
-    let mut parts = model.split('/');
+    // A revision or a file may have slashes of its own.
+    let (repository, _) = model.split_once([':', '@']).unwrap_or((model, ""));
+    let mut parts = repository.split('/');
     let (Some(organisation), Some(name), None) = (parts.next(), parts.next(), parts.next()) else {
         return false;
     };
     let plain =
         |s: &str| !s.is_empty() && !s.starts_with(['.', '~']) && !s.contains(char::is_whitespace);
-    plain(organisation) && plain(name) && (!name.ends_with(".gguf") || name.contains(':'))
+    plain(organisation) && plain(name) && !name.ends_with(".gguf")
 }
 
 #[cfg(feature = "hub")]
@@ -152,7 +159,8 @@ mod tests {
     #[test]
     fn hub_names_and_paths_are_told_apart() {
         assert!(looks_like_hub_name("microsoft/Phi-tiny-MoE-instruct"));
-        assert!(looks_like_hub_name("org/name:file.gguf"));
+        assert!(looks_like_hub_name("org/name:folder/file.gguf"));
+        assert!(looks_like_hub_name("org/name@refs/pr/1"));
         for path in ["/abs/path", "./a/b", "a/b/c", "model", "dir/x.gguf", "~/x", "a b/c", "../x"] {
             assert!(!looks_like_hub_name(path), "{path}");
         }

@@ -1,4 +1,4 @@
-//! Ctrl-C: the first one asks the work to stop, the second one ends the program.
+//! Ctrl-C (and SIGTERM, SIGHUP): the first one asks the work to stop, the second one ends the program.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

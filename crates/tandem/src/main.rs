@@ -1,6 +1,13 @@
 //! The command line of Tandem. Thin: it reads options, calls the libraries and prints.
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout, clippy::print_stderr)] // this is where printing belongs
+
+/// Prints a line to stderr. Unlike `eprintln!`, does without where nobody listens any more.
+macro_rules! note {
+    ($($arg:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($arg)*);
+    }};
+}
 
 mod commands;
 mod demo;
@@ -31,6 +38,7 @@ enum Command {
     Inspect(commands::inspect::InspectArgs),
     Quantize(commands::quantize::QuantizeArgs),
     Tokenize(commands::tokenize::TokenizeArgs),
+    Bench(commands::bench::BenchArgs),
     Perplexity(commands::perplexity::PerplexityArgs),
     Logits(commands::logits::LogitsArgs),
     Completions(commands::completions::CompletionsArgs),
@@ -43,6 +51,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect::inspect(&args),
         Command::Quantize(args) => commands::quantize::quantize(&args),
         Command::Tokenize(args) => commands::tokenize::tokenize(&args),
+        Command::Bench(args) => commands::bench::bench(&args),
         Command::Perplexity(args) => commands::perplexity::perplexity(&args),
         Command::Logits(args) => commands::logits::logits(&args),
         Command::Completions(args) => commands::completions::completions::<Cli>(&args),
@@ -51,10 +60,23 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            note!("error: {}", one_message(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error with its causes, each said once: many errors repeat their cause in their own text.
+fn one_message(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if message.is_empty() {
+            message = cause;
+        } else if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    message
 }
 
 /// Whoever read our output has seen enough (`tandem run ... | head -1`): that is no error.

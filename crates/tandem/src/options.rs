@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use tandem_memory::KvType;
 use tandem_runtime::{DEFAULT_BATCH, SamplingParams};
@@ -19,7 +20,7 @@ pub(crate) struct ModelOption {
 #[derive(Args, Clone)]
 pub(crate) struct ComputeOptions {
     /// Threads to compute with [default: one per core]
-    #[arg(short, long, value_name = "N", env = "TANDEM_THREADS", value_parser = at_least_one)]
+    #[arg(short, long, value_name = "N", env = "TANDEM_THREADS", value_parser = thread_count)]
     pub(crate) threads: Option<usize>,
 
     /// Tokens that prompt and answer may have together [default: what the model was made for]
@@ -36,7 +37,7 @@ pub(crate) struct ComputeOptions {
     pub(crate) kv_type: KvPrecision,
 
     /// Let every token see all earlier ones, even where the model's config says only the nearest
-    #[arg(long, env = "TANDEM_NO_SLIDING_WINDOW")]
+    #[arg(long, env = "TANDEM_NO_SLIDING_WINDOW", value_parser = FalseyValueParser::new())]
     pub(crate) no_sliding_window: bool,
 }
 
@@ -72,7 +73,13 @@ pub(crate) struct GenerateOptions {
     pub(crate) max_tokens: Option<usize>,
 
     /// Freedom of choice: 0 always takes the most likely token, 1 follows the model's probabilities
-    #[arg(long = "temp", value_name = "T", env = "TANDEM_TEMP", default_value_t = 0.7)]
+    #[arg(
+        long = "temp",
+        value_name = "T",
+        env = "TANDEM_TEMP",
+        allow_negative_numbers = true,
+        default_value_t = 0.4
+    )]
     pub(crate) temperature: f32,
 
     /// Choose among the K most likely tokens only; 0 is all
@@ -80,15 +87,33 @@ pub(crate) struct GenerateOptions {
     pub(crate) top_k: usize,
 
     /// Choose among the most likely tokens that together have probability P; 1 is all
-    #[arg(long, value_name = "P", env = "TANDEM_TOP_P", default_value_t = 0.95)]
+    #[arg(
+        long,
+        value_name = "P",
+        env = "TANDEM_TOP_P",
+        allow_negative_numbers = true,
+        default_value_t = 0.95
+    )]
     pub(crate) top_p: f32,
 
     /// Choose among tokens at least P times as likely as the most likely one; 0 is all
-    #[arg(long, value_name = "P", env = "TANDEM_MIN_P", default_value_t = 0.05)]
+    #[arg(
+        long,
+        value_name = "P",
+        env = "TANDEM_MIN_P",
+        allow_negative_numbers = true,
+        default_value_t = 0.05
+    )]
     pub(crate) min_p: f32,
 
     /// Make tokens that have been used less likely: 1 does nothing, 1.1 is mild
-    #[arg(long, value_name = "R", env = "TANDEM_REPEAT_PENALTY", default_value_t = 1.0)]
+    #[arg(
+        long,
+        value_name = "R",
+        env = "TANDEM_REPEAT_PENALTY",
+        allow_negative_numbers = true,
+        default_value_t = 1.0
+    )]
     pub(crate) repeat_penalty: f32,
 
     /// Tokens back that --repeat-penalty looks at; 0 is all
@@ -122,6 +147,15 @@ impl GenerateOptions {
 fn clock_seed() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::from(now.subsec_nanos()) ^ (now.as_secs() & 0xffff_ffff)
+}
+
+/// More threads than any machine has cores would only take turns.
+fn thread_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=1024) => Ok(n),
+        Ok(_) => Err("expected 1 to 1024".to_owned()),
+        Err(e) => Err(format!("{e}")),
+    }
 }
 
 pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {

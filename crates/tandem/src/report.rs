@@ -11,6 +11,7 @@ pub(crate) struct Statistics {
     load_seconds: f64,
     prompt_tokens: usize,
     prompt_tokens_cached: usize,
+    prompt_tokens_computed: usize,
     prompt_seconds: f64,
     prompt_tokens_per_second: Option<f64>,
     decode_tokens: usize,
@@ -21,13 +22,13 @@ pub(crate) struct Statistics {
 
 impl Statistics {
     pub(crate) fn new(load_time: Duration, generated: &Generated) -> Self {
-        let computed = generated.prompt_tokens - generated.cached_tokens;
         Self {
             load_seconds: load_time.as_secs_f64(),
             prompt_tokens: generated.prompt_tokens,
             prompt_tokens_cached: generated.cached_tokens,
+            prompt_tokens_computed: generated.computed_tokens,
             prompt_seconds: generated.prompt_time.as_secs_f64(),
-            prompt_tokens_per_second: rate(computed, generated.prompt_time),
+            prompt_tokens_per_second: rate(generated.computed_tokens, generated.prompt_time),
             decode_tokens: generated.decoded_tokens,
             decode_seconds: generated.decode_time.as_secs_f64(),
             decode_tokens_per_second: rate(generated.decoded_tokens, generated.decode_time),
@@ -46,7 +47,7 @@ impl Statistics {
         format!(
             "load {:.2} s | prompt {} tokens in {:.2} s{} | decode {} tokens in {:.2} s{} | peak memory {memory}",
             self.load_seconds,
-            self.prompt_tokens - self.prompt_tokens_cached,
+            self.prompt_tokens_computed,
             self.prompt_seconds,
             per_second(self.prompt_tokens_per_second),
             self.decode_tokens,

@@ -22,11 +22,11 @@ impl Rope {
         Self { inv_freq: exponents.map(|e| 1.0 / theta.powf(e)).collect(), table: Vec::new() }
     }
 
-    /// The same, with cosines and sines computed beforehand for positions below `context`. The results are the
-    /// same; at 4096 positions and heads of 128 the table takes 2 MiB.
-    pub fn with_table(mut self, context: usize) -> Self {
-        self.table = (0..context).flat_map(|position| angles(&self.inv_freq, position)).collect();
-        self
+    /// Computes cosines and sines of positions below `positions` beforehand, where that has not been done. The results
+    /// are the same; at 4096 positions and heads of 128 the table takes 2 MiB.
+    pub fn extend_table(&mut self, positions: usize) {
+        let known = self.table.len() / self.inv_freq.len();
+        self.table.extend((known..positions).flat_map(|position| angles(&self.inv_freq, position)));
     }
 
     /// Rotates the queries or keys (`[head][head_dim]`, any number of heads) of the token at `position`.

@@ -88,7 +88,9 @@ fn rope_rotates_pairs_half_a_head_apart() {
         [(1, 2, 10_000f32), (2, 32, 10_000.0), (4, 128, 10_000.0), (3, 96, 500_000.0)]
     {
         let rope = Rope::new(dim, theta);
-        let tabled = rope.clone().with_table(100);
+        let mut tabled = rope.clone();
+        tabled.extend_table(40);
+        tabled.extend_table(100);
         for position in [0, 1, 17, 99, 100, 2047, 4095] {
             let x = random.numbers(heads * dim);
             let mut out = x.clone();

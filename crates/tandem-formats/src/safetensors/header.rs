@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::json::{RawHeader, RawTensor};
 use super::{Dtype, MAX_HEADER_BYTES, TensorInfo};
-use crate::text::{OneLine, Quoted};
+use crate::text::Quoted;
 use crate::{FormatError, Result};
 
 /// A checked header.
@@ -28,11 +28,8 @@ pub struct Header {
 pub fn parse_header(path: &Path, input: &mut impl Read, file_len: u64) -> Result<Header> {
     let json = header_bytes(path, input, file_len)?;
     let data_offset = 8 + json.len() as u64;
-    let raw: RawHeader = serde_json::from_slice(&json).map_err(|e| {
-        // It may quote a string of the header, however long.
-        let found = e.to_string();
-        FormatError::invalid(path, "header", "JSON that describes tensors", OneLine(&found))
-    })?;
+    let raw: RawHeader = serde_json::from_slice(&json)
+        .map_err(|e| FormatError::invalid(path, "header", "JSON that describes tensors", e))?;
     let mut tensors = BTreeMap::new();
     for (name, raw) in raw.tensors {
         let info = tensor(path, &name, raw)?;

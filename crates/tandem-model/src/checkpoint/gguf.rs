@@ -1,12 +1,14 @@
 //! GGUF files of architecture `phimoe`: ours, and those of the usual converter.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use tandem_formats::gguf::{GgufFile, Metadata};
 use tandem_formats::{FormatError, InputFile};
 
 use super::{Checkpoint, Container, Found, place_all};
-use crate::config::{GgufShapes, PhimoeConfig, SpecialIds};
+use crate::catalogue::GgufName;
+use crate::config::{GgufShapes, PhimoeConfig, SpecialIds, require_phimoe};
 use crate::error::Result;
 use crate::text::TextSource;
 use crate::tokenizer::GgmlVocab;
@@ -20,6 +22,7 @@ const STOP_TOKENS: [&str; 3] = ["<|endoftext|>", "<|end|>", "<|assistant|>"];
 pub(super) fn open(path: &Path) -> Result<Checkpoint> {
     let file = GgufFile::open(path)?;
     let keys = file.metadata();
+    require_phimoe(path, keys)?;
     let shapes = GgufShapes {
         q_dim: rows(&file, "blk.0.attn_q.weight")?,
         vocab_size: rows(&file, "token_embd.weight")?,
@@ -31,14 +34,16 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
     }
     let vocab = GgmlVocab::from_gguf(keys)?;
     let special = special_ids(keys, vocab.as_ref())?;
+    special.check_fits(path, config.vocab_size)?;
     let files = vec![InputFile::open(path)?];
     let entries = place_all(&config, path, &files, |id| {
-        let name = id.gguf_name().name;
+        let GgufName { name, expert } = id.gguf_name();
         let found = file.tensors().get(&name).map(|t| Found {
             dtype: t.dtype,
             shape: &t.shape,
             offset: t.offset,
             file: 0,
+            expert,
         });
         Ok((name, found))
     })?;
@@ -83,8 +88,9 @@ fn special_ids(keys: &Metadata, vocab: Option<&GgmlVocab>) -> Result<SpecialIds>
             ids
         }
     };
-    stop.sort_unstable();
-    stop.dedup();
+    // The first one is the end of a text; others keep their order.
+    let mut seen = HashSet::new();
+    stop.retain(|&id| seen.insert(id));
     Ok(SpecialIds {
         bos: keys.u32("tokenizer.ggml.bos_token_id")?,
         stop,

@@ -14,14 +14,21 @@ use crate::text::TextSource;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// JSON files of a model folder are a few kilobytes; tokenizers a few megabytes.
-pub(crate) const MAX_JSON_BYTES: u64 = 64 << 20;
+/// Linux has no longer names.
+const MAX_FILE_NAME: usize = 255;
+
+/// Configs have a few kilobytes. Parsed JSON takes up to twenty times its length, so this is no more generous than it
+/// must be.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// An index names every tensor, but only once.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 pub(super) fn open(folder: &Path) -> Result<Checkpoint> {
     let config_path = folder.join("config.json");
-    let config_json = InputFile::open(&config_path)?.read_all(MAX_JSON_BYTES)?;
+    let config_json = InputFile::open(&config_path)?.read_all(MAX_CONFIG_BYTES)?;
     let config = PhimoeConfig::from_json_bytes(&config_path, &config_json)?;
-    let special = special_ids(folder, &config_path, &config_json)?;
+    let special = special_ids(folder, &config_path, &config_json, config.vocab_size)?;
 
     let shards = shard_paths(folder)?
         .iter()
@@ -49,6 +56,7 @@ pub(super) fn open(folder: &Path) -> Result<Checkpoint> {
                 shape: &info.shape,
                 offset: info.offset,
                 file,
+                expert: None,
             }),
         };
         Ok((name, found))
@@ -65,23 +73,33 @@ pub(super) fn open(folder: &Path) -> Result<Checkpoint> {
 }
 
 /// `generation_config.json` has the last word on stop ids; `config.json` usually names only one of them.
-fn special_ids(folder: &Path, config_path: &Path, config_json: &[u8]) -> Result<SpecialIds> {
-    let path = folder.join("generation_config.json");
-    if !path.exists() {
-        return SpecialIds::from_json_bytes(config_path, config_json);
-    }
-    SpecialIds::from_json_bytes(&path, &InputFile::open(&path)?.read_all(MAX_JSON_BYTES)?)
+fn special_ids(
+    folder: &Path,
+    config_path: &Path,
+    config_json: &[u8],
+    vocab_size: usize,
+) -> Result<SpecialIds> {
+    let generation_path = folder.join("generation_config.json");
+    let (path, special) = if generation_path.exists() {
+        let json = InputFile::open(&generation_path)?.read_all(MAX_CONFIG_BYTES)?;
+        (&*generation_path, SpecialIds::from_json_bytes(&generation_path, &json)?)
+    } else {
+        (config_path, SpecialIds::from_json_bytes(config_path, config_json)?)
+    };
+    special.check_fits(path, vocab_size)?;
+    Ok(special)
 }
 
 /// The files that hold the tensors, each once.
 fn shard_paths(folder: &Path) -> Result<Vec<PathBuf>> {
-    let index = folder.join(INDEX);
-    if index.exists() {
-        return indexed_shards(folder, &index);
-    }
+    // As `transformers` does: an index beside a whole file is left over from something else.
     let single = folder.join(SINGLE);
     if single.exists() {
         return Ok(vec![single]);
+    }
+    let index = folder.join(INDEX);
+    if index.exists() {
+        return indexed_shards(folder, &index);
     }
     let expected = format!("{SINGLE}, or {INDEX} and the files it names");
     Err(FormatError::invalid(folder, "weights", expected, "neither").into())
@@ -93,7 +111,7 @@ fn indexed_shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let json = InputFile::open(index)?.read_all(MAX_JSON_BYTES)?;
+    let json = InputFile::open(index)?.read_all(MAX_INDEX_BYTES)?;
     let parsed: Index = serde_json::from_slice(&json)
         .map_err(|e| FormatError::invalid(index, "content", "a JSON object with weight_map", e))?;
     let mut names: Vec<&String> = parsed.weight_map.values().collect();
@@ -107,7 +125,9 @@ fn indexed_shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
         .map(|name| {
             let mut parts = Path::new(name).components();
             match (parts.next(), parts.next()) {
-                (Some(Component::Normal(_)), None) => Ok(folder.join(name)),
+                (Some(Component::Normal(_)), None) if name.len() <= MAX_FILE_NAME => {
+                    Ok(folder.join(name))
+                }
                 _ => {
                     let found = format!("`{name}`");
                     Err(FormatError::invalid(

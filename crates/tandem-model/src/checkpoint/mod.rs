@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use tandem_formats::{DType, FormatError, InputFile, blocks};
 
+use crate::catalogue::LayerTensor;
 use crate::config::{PhimoeConfig, SpecialIds};
 use crate::error::Result;
 use crate::text::{Text, TextSource};
@@ -79,7 +80,8 @@ impl Checkpoint {
         }
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
         if matches!(extension, "safetensors" | "json") {
-            let folder = path.parent().unwrap_or(Path::new("."));
+            let folder =
+                path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             return Err(FormatError::invalid(
                 path,
                 "model",
@@ -124,7 +126,7 @@ impl Checkpoint {
     /// Place and encoding of a tensor.
     ///
     /// # Panics
-    /// If `id` is no tensor of [`catalogue`] for this config; opening made sure that all of those are there.
+    /// If `id` is no tensor of [`catalogue()`] for this config; opening made sure that all of those are there.
     pub fn entry(&self, id: TensorId) -> Entry {
         self.entries[&id]
     }
@@ -204,6 +206,8 @@ struct Found<'a> {
     shape: &'a [usize],
     offset: u64,
     file: usize,
+    /// Which matrix of it is meant, where it is a stack of all experts' matrices.
+    expert: Option<usize>,
 }
 
 /// Looks up every tensor of the catalogue with `find` (which also says what to call it in messages) and checks
@@ -227,8 +231,7 @@ fn place_all<'a>(
             .into());
         };
         let (rows, cols) = id.shape(config);
-        let stacked = id.gguf_name().expert.filter(|_| found.shape.len() == 3);
-        let expected = match stacked {
+        let expected = match found.expert {
             Some(_) => vec![config.n_experts, rows, cols],
             None if id.is_vector() => vec![cols],
             None => vec![rows, cols],
@@ -250,10 +253,29 @@ fn place_all<'a>(
         }
         let mut entry =
             Entry { dtype: found.dtype, rows, cols, file: found.file, offset: found.offset };
-        if let Some(expert) = stacked {
+        if let Some(expert) = found.expert {
             entry.offset += (expert * entry.n_bytes()) as u64;
         }
         entries.insert(id, entry);
     }
+    refuse_more_layers(config, files, find)?;
     Ok(entries)
+}
+
+/// A model that is cut off after some layers computes something all the same: nobody would notice.
+fn refuse_more_layers<'a>(
+    config: &PhimoeConfig,
+    files: &[InputFile],
+    mut find: impl FnMut(TensorId) -> Result<(String, Option<Found<'a>>)>,
+) -> Result<()> {
+    let next = u16::try_from(config.n_layers).unwrap_or(u16::MAX);
+    let (name, found) = find(TensorId::Layer(next, LayerTensor::AttnNormWeight))?;
+    let Some(found) = found else { return Ok(()) };
+    Err(FormatError::invalid(
+        files[found.file].path(),
+        format!("tensor `{name}`"),
+        format!("only layers below {next} as the config says"),
+        format!("layer {next}"),
+    )
+    .into())
 }

@@ -7,6 +7,10 @@
 //!
 //! Why retries are not left to `hf-hub`: when a retry's first request fails, it forgets how much an earlier run had
 //! already stored and appends the file's beginning to it. Calling it anew for each attempt avoids that.
+//!
+//! Two flaws of `hf-hub` 0.5 cannot be helped from here: when it asks for a file's size, it follows the hub's
+//! redirection to its storage with the token still attached (for the content it does not); and it sets no timeouts, so
+//! a server that falls silent keeps it waiting.
 
 mod failure;
 mod id;
@@ -79,11 +83,21 @@ fn cached(model: &HubModel, options: &HubOptions) -> std::result::Result<PathBuf
     Ok(plan.path_in(&folder))
 }
 
+/// The files of a snapshot, with `/` between folders as on the hub; `None` where there is no such snapshot.
 fn local_names(folder: &Path) -> Option<Vec<String>> {
-    let entries = std::fs::read_dir(folder).ok()?;
-    // A link whose target was deleted is not there.
-    let present = entries.flatten().filter(|entry| entry.path().exists());
-    Some(present.filter_map(|entry| entry.file_name().into_string().ok()).collect())
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).ok()?.flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let inner = local_names(&entry.path()).unwrap_or_default();
+            names.extend(inner.into_iter().map(|inner| format!("{name}/{inner}")));
+        } else if entry.path().exists() {
+            // A link whose target was deleted is not there.
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Some(names)
 }
 
 fn download(model: &HubModel, options: &HubOptions) -> std::result::Result<PathBuf, Failure> {

@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::Deserialize;
 use tandem_formats::FormatError;
 
-use crate::{ModelError, Result};
+use crate::Result;
 
 /// What the loader needs to know of the file.
 pub(super) struct Summary {
@@ -22,6 +22,7 @@ pub(super) struct Summary {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with a model")]
 struct File<'a> {
     #[serde(default)]
     added_tokens: Vec<Added>,
@@ -81,7 +82,7 @@ fn bpe() -> Cow<'static, str> {
 /// Parses and checks; see the module's text.
 pub(super) fn summarize(path: &Path, json: &[u8]) -> Result<Summary> {
     let file: File<'_> = serde_json::from_slice(json)
-        .map_err(|e| ModelError::tokenizer(path, format!("not a tokenizer.json: {e}")))?;
+        .map_err(|e| FormatError::invalid(path, "content", "a tokenizer in JSON", e))?;
     let invalid = |field: &str, expected: &str, found: String| {
         Err(FormatError::invalid(path, field, expected, found).into())
     };

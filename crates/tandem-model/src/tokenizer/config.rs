@@ -5,8 +5,9 @@ use std::path::Path;
 use serde_json::Value;
 use tandem_formats::FormatError;
 
+use crate::Result;
 use crate::chat::ChatTemplate;
-use crate::{ModelError, Result};
+use crate::config::kind;
 
 /// What is used of a model's `tokenizer_config.json`. Everything in it is optional.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,11 +35,10 @@ impl TokenizerConfig {
     /// # Errors
     /// When the text is not JSON, or a value has a shape that no known writer gives it.
     pub fn from_json_bytes(path: &Path, json: &[u8]) -> Result<Self> {
-        let root: Value = serde_json::from_slice(json).map_err(|e| {
-            ModelError::tokenizer(path, format!("not a tokenizer_config.json: {e}"))
-        })?;
+        let root: Value = serde_json::from_slice(json)
+            .map_err(|e| FormatError::invalid(path, "content", "a JSON object", e))?;
         if !root.is_object() {
-            return Err(FormatError::invalid(path, "the file", "an object", kind(&root)).into());
+            return Err(FormatError::invalid(path, "content", "a JSON object", kind(&root)).into());
         }
         let token = |field: &str| {
             // Tokens with settings are written as objects.
@@ -98,16 +98,5 @@ fn optional_string(path: &Path, field: &str, value: &Value) -> Result<Option<Str
         Value::Null => Ok(None),
         Value::String(text) => Ok(Some(text.clone())),
         other => Err(FormatError::invalid(path, field, "a string", kind(other)).into()),
-    }
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The ids are those of the `tokenizers` library on the model's `tokenizer.json`: that file, not a
 //! re-implementation, is what the model was trained with. What this module adds is the safe use of it. Files come
-//! from strangers, so [`check`] looks at everything that the library trusts before the library sees it; a GGUF file
+//! from strangers, so `check` looks at everything that the library trusts before the library sees it; a GGUF file
 //! without a `tokenizer.json` inside has one rebuilt from its vocabulary ([`GgmlVocab`]); and text comes back
 //! through [`Detokenizer`], token by token, never with half a character.
 
@@ -28,6 +28,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     pieces: PieceDecoder,
     special: HashSet<u32>,
+    /// By id: asked for every id of every sampled token.
+    has_token: Vec<bool>,
     vocab_size: usize,
     path: PathBuf,
 }
@@ -59,7 +61,10 @@ impl Tokenizer {
             .iter()
             .filter_map(|(id, token)| token.special.then_some(*id))
             .collect();
-        Ok(Self { inner, pieces, special, vocab_size: summary.vocab_size, path: path.to_owned() })
+        let ids = 0..u32::try_from(summary.vocab_size).unwrap_or(u32::MAX);
+        let has_token = ids.map(|id| inner.id_to_token(id).is_some()).collect();
+        let (vocab_size, path) = (summary.vocab_size, path.to_owned());
+        Ok(Self { inner, pieces, special, has_token, vocab_size, path })
     }
 
     /// Builds the tokenizer of a GGUF file from the file's `tokenizer.*` keys.
@@ -107,7 +112,7 @@ impl Tokenizer {
     /// Whether the id has a token. Some models have logits for ids without one (Phi: 32011 to 32063), which must
     /// never be sampled.
     pub fn has_token(&self, id: u32) -> bool {
-        self.token(id).is_some()
+        self.has_token.get(id as usize).copied().unwrap_or(false)
     }
 
     /// Whether the id is a special token such as `<|end|>`: control, not text.
@@ -120,16 +125,17 @@ impl Tokenizer {
         self.vocab_size
     }
 
-    /// Makes sure that every id fits a model whose embedding has `config_vocab` rows.
+    /// Makes sure that every id fits a model whose embedding has `rows` rows.
     ///
     /// # Errors
-    /// When a token's id is beyond them; `path` is the model's config, for the message.
-    pub fn check_fits(&self, path: &Path, config_vocab: usize) -> Result<()> {
-        if self.vocab_size <= config_vocab {
+    /// When a token's id is beyond them.
+    pub fn check_fits(&self, rows: usize) -> Result<()> {
+        if self.vocab_size <= rows {
             return Ok(());
         }
-        let expected = format!("at least {} (ids of {})", self.vocab_size, self.path.display());
-        Err(FormatError::invalid(path, "vocab_size", expected, config_vocab).into())
+        let expected = format!("a tokenizer that fits the model's vocabulary of {rows}");
+        Err(FormatError::invalid(&self.path, "highest token id", expected, self.vocab_size - 1)
+            .into())
     }
 
     /// The tokenizer as a `tokenizer.json`, for embedding in a GGUF file.

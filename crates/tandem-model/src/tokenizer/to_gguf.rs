@@ -19,7 +19,7 @@ impl Tokenizer {
     /// # Errors
     /// When a token's id does not fit `rows`.
     pub fn to_ggml(&self, rows: usize, config: &TokenizerConfig) -> Result<GgmlVocab> {
-        self.check_fits(&self.path, rows)?;
+        self.check_fits(rows)?;
         let rows = u32::try_from(rows)
             .map_err(|_| FormatError::invalid(&self.path, "vocab_size", "at most 2^32", rows))?;
         let model = serde_json::to_value(self.inner.get_model())

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
+use clap::builder::FalseyValueParser;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use tandem_model::chat::Message;
@@ -38,7 +39,7 @@ pub(crate) struct ChatArgs {
     system: Option<String>,
 
     /// Print statistics after each answer
-    #[arg(long, env = "TANDEM_STATS")]
+    #[arg(long, env = "TANDEM_STATS", value_parser = FalseyValueParser::new())]
     stats: bool,
 
     #[command(flatten)]
@@ -48,7 +49,8 @@ pub(crate) struct ChatArgs {
 pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     args.generate.sampling().validate()?;
     let engine = Engine::load(&args.model, &args.compute)?;
-    eprintln!("{}\n/help shows what you can do besides talking", engine.describe());
+    engine.template()?;
+    note!("{}\n/help shows what you can do besides talking", engine.describe());
     interrupt::install()?;
     let history = history_file();
     let mut editor = DefaultEditor::new().context("cannot read from the terminal")?;
@@ -69,7 +71,10 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
                     break;
                 }
             }
-            Err(ReadlineError::Interrupted) => eprintln!("(Ctrl-D leaves)"),
+            Err(ReadlineError::Interrupted) => note!("(Ctrl-D leaves)"),
+            Err(ReadlineError::Io(e)) if e.kind() == std::io::ErrorKind::InvalidData => {
+                note!("that line is not UTF-8 text; it was not read");
+            }
             Err(ReadlineError::Eof) => break,
             Err(e) => return Err(e).context("cannot read from the terminal"),
         }
@@ -98,17 +103,17 @@ impl<'a> Conversation<'a> {
         let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         match word {
             "/exit" | "/quit" => return Ok(ControlFlow::Break(())),
-            "/help" => eprintln!("{HELP}"),
+            "/help" => note!("{HELP}"),
             "/reset" => {
                 self.turns.clear();
-                eprintln!("(forgotten)");
+                note!("(forgotten)");
             }
             "/system" => {
                 self.turns.clear();
                 self.system = Some(rest.trim().to_owned()).filter(|text| !text.is_empty());
-                eprintln!("(a new conversation)");
+                note!("(a new conversation)");
             }
-            _ if word.starts_with('/') => eprintln!("{word}: no such command\n{HELP}"),
+            _ if looks_like_command(word) => note!("{word}: no such command\n{HELP}"),
             _ => self.say(line)?,
         }
         Ok(ControlFlow::Continue(()))
@@ -130,7 +135,7 @@ impl<'a> Conversation<'a> {
                 self.turns.pop();
                 match e.downcast_ref::<RuntimeError>() {
                     Some(RuntimeError::PromptTooLong { tokens, context }) => {
-                        eprintln!(
+                        note!(
                             "the conversation has {tokens} tokens with this, but the context holds {context}: \
                              /reset begins a new one"
                         );
@@ -177,16 +182,22 @@ impl<'a> Conversation<'a> {
 
     fn remark(&self, generated: &Generated) {
         match generated.finish {
-            FinishReason::Cancelled => eprintln!("(stopped)"),
+            FinishReason::Cancelled => note!("(stopped)"),
             FinishReason::ContextFull => {
-                eprintln!("(the context is full: /reset begins a new conversation)")
+                note!("(the context is full: /reset begins a new conversation)")
             }
             FinishReason::Stop | FinishReason::Length => {}
         }
         if self.args.stats {
-            eprintln!("{}", Statistics::new(self.engine.load_time, generated).line());
+            note!("{}", Statistics::new(self.engine.load_time, generated).line());
         }
     }
+}
+
+/// `/word`; not `/home/me`, which may well be the beginning of a question.
+fn looks_like_command(word: &str) -> bool {
+    word.strip_prefix('/')
+        .is_some_and(|rest| !rest.is_empty() && rest.chars().all(char::is_alphabetic))
 }
 
 /// Where lines typed before are kept.
@@ -203,6 +214,6 @@ fn save_history(editor: &mut DefaultEditor, path: &std::path::Path) {
         _ => editor.save_history(path),
     };
     if let Err(e) = saved {
-        eprintln!("the history could not be kept in {}: {e}", path.display());
+        note!("the history could not be kept in {}: {e}", path.display());
     }
 }

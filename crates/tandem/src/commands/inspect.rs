@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Args;
+use clap::builder::FalseyValueParser;
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
 use indicatif::DecimalBytes;
@@ -12,21 +13,26 @@ use tandem_model::catalogue::Component;
 use tandem_model::{Checkpoint, ComponentSummary, Container, PhimoeConfig};
 
 use crate::engine;
+use crate::options::ModelOption;
 
 /// Print what a model is: shape, weights, types, and the bytes that one token must read
 #[derive(Args)]
 pub(crate) struct InspectArgs {
-    /// Model: a folder, a .gguf file, or a name on the Hugging Face hub. Without it, the demo model
-    #[arg(value_name = "MODEL", env = "TANDEM_MODEL")]
-    model: Option<String>,
+    /// The model, as with -m
+    #[arg(value_name = "MODEL")]
+    path: Option<String>,
+
+    #[command(flatten)]
+    model: ModelOption,
 
     /// Print JSON
-    #[arg(long, env = "TANDEM_JSON")]
+    #[arg(long, env = "TANDEM_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
 }
 
 pub(crate) fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
-    let checkpoint = Checkpoint::open(&engine::locate(args.model.as_deref())?)?;
+    let checkpoint =
+        Checkpoint::open(&engine::locate(args.path.as_deref().or(args.model.model.as_deref()))?)?;
     let text = if args.json { as_json(&checkpoint) } else { as_text(&checkpoint) };
     writeln!(std::io::stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)

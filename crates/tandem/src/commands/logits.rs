@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use tandem_formats::safetensors::{Dtype, Tensor, write};
 use tandem_model::router::Routing;
@@ -17,8 +18,8 @@ use crate::options::{ComputeOptions, ModelOption};
 
 /// Write a model's logits and router choices for given tokens as safetensors, for others to compare
 ///
-/// Tensors: input_ids i32 [T], logits f32 [T, vocab], router_logits f32 [layers, T, experts], router_idx i32 and
-/// router_w f32 [layers, T, 2].
+/// For T tokens: input_ids i32 (T), logits f32 (T x vocab), router_logits f32 (layers x T x experts), router_idx i32 and
+/// router_w f32 (layers x T x 2).
 #[derive(Args)]
 pub(crate) struct LogitsArgs {
     #[command(flatten)]
@@ -28,8 +29,8 @@ pub(crate) struct LogitsArgs {
     #[arg(long, value_name = "IDS", env = "TANDEM_INPUT_IDS", required_unless_present = "text")]
     ids: Option<String>,
 
-    /// Text instead of ids (as it is, without the chat template)
-    #[arg(long, value_name = "TEXT", env = "TANDEM_TEXT", conflicts_with = "ids")]
+    /// Text instead of ids, where there are none (as it is, without the chat template)
+    #[arg(long, value_name = "TEXT", env = "TANDEM_TEXT")]
     text: Option<String>,
 
     /// The file to write
@@ -41,7 +42,7 @@ pub(crate) struct LogitsArgs {
     engine: EngineChoice,
 
     /// Write logits of the last token only
-    #[arg(long, env = "TANDEM_LAST")]
+    #[arg(long, env = "TANDEM_LAST", value_parser = FalseyValueParser::new())]
     last: bool,
 
     #[command(flatten)]
@@ -68,7 +69,7 @@ pub(crate) fn logits(args: &LogitsArgs) -> anyhow::Result<ExitCode> {
         logits.drain(..logits.len() - checkpoint.config().vocab_size);
     }
     save(args, &checkpoint, &ids, &logits, &trace)?;
-    eprintln!(
+    note!(
         "{}: logits of {} tokens",
         args.out.display(),
         logits.len() / checkpoint.config().vocab_size

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use clap::builder::FalseyValueParser;
 use serde::Deserialize;
 use tandem_model::Checkpoint;
 use tandem_runtime::perplexity::{Perplexity, score};
@@ -37,7 +38,7 @@ pub(crate) struct PerplexityArgs {
     end_id: Option<u32>,
 
     /// Print JSON
-    #[arg(long, env = "TANDEM_JSON")]
+    #[arg(long, env = "TANDEM_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
 
     #[command(flatten)]
@@ -90,6 +91,9 @@ struct Texts {
 fn pieces(args: &PerplexityArgs, checkpoint: &Checkpoint) -> anyhow::Result<Vec<Vec<u32>>> {
     let tokenizer = checkpoint.text()?.tokenizer;
     let context = args.compute.ctx.unwrap_or(checkpoint.config().context_length);
+    if context < 2 || args.cut == 0 {
+        bail!("--ctx and --cut: expected room for two tokens, the first of which is not scored");
+    }
     let content = read(&args.file)?;
     let pieces: Vec<Vec<u32>> = if args.file.extension().is_some_and(|e| e == "json") {
         let parsed: Texts = serde_json::from_str(&content).with_context(|| {

@@ -48,8 +48,11 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
         None if matrices == DType::Q4_0 => DType::Q8_0,
         None => matrices,
     };
-    interrupt::install()?;
+    if !args.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+        bail!("{}: expected a name that ends in .gguf", args.output.display());
+    }
     let input = engine::locate(Some(&args.input))?;
+    interrupt::install()?;
     if same_file(&input, &args.output) {
         bail!(
             "{}: expected another file than the input, found the same one",
@@ -66,12 +69,15 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     });
     bar.finish_and_clear();
     if let Err(ModelError::Interrupted) = result {
-        eprintln!("interrupted; {} was not written", args.output.display());
+        note!("interrupted; {} was not written", args.output.display());
         return Ok(ExitCode::from(interrupt::EXIT_CODE));
     }
     result?;
+    if let Err(ModelError::NoTokenizer { .. }) = checkpoint.text() {
+        note!("the model has no tokenizer: `tandem logits` can use the file, `tandem run` cannot");
+    }
     let written = Checkpoint::open(&args.output)?;
-    eprintln!(
+    note!(
         "{}: {} weights, {} -> {} in {:.1} s",
         args.output.display(),
         weights,

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use clap::builder::FalseyValueParser;
 use tandem_model::chat::Message;
 use tandem_runtime::{FinishReason, Request};
 
@@ -27,20 +28,20 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     generate: GenerateOptions,
 
-    /// What the model is told before the prompt
-    #[arg(long, value_name = "TEXT", env = "TANDEM_SYSTEM", conflicts_with = "raw")]
+    /// What the model is told before the prompt (not with --raw)
+    #[arg(long, value_name = "TEXT", env = "TANDEM_SYSTEM")]
     system: Option<String>,
 
     /// Continue the prompt as plain text, without the model's chat template
-    #[arg(long, env = "TANDEM_RAW")]
+    #[arg(long, env = "TANDEM_RAW", value_parser = FalseyValueParser::new())]
     raw: bool,
 
     /// Print one JSON object with text, ids and statistics instead of the text
-    #[arg(long, env = "TANDEM_JSON")]
+    #[arg(long, env = "TANDEM_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
 
     /// Print no statistics
-    #[arg(short, long, env = "TANDEM_QUIET")]
+    #[arg(short, long, env = "TANDEM_QUIET", value_parser = FalseyValueParser::new())]
     quiet: bool,
 
     #[command(flatten)]
@@ -50,10 +51,11 @@ pub(crate) struct RunArgs {
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let prompt = prompt_text(&args.prompt)?;
     args.generate.sampling().validate()?;
-    interrupt::install()?;
     let mut engine = Engine::load(&args.model, &args.compute)?;
+    // Only now: until the first token, Ctrl-C ends the program as it ends any other.
+    interrupt::install()?;
     if !args.quiet {
-        eprintln!("{}", engine.describe());
+        note!("{}", engine.describe());
     }
     let ids = prompt_ids(&engine, args, &prompt)?;
     let request = Request { continues_prompt: args.raw, ..engine.request(&args.generate) };
@@ -78,9 +80,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         });
         writeln!(std::io::stdout(), "{object}")?;
     } else if !args.quiet {
-        eprintln!("{}", statistics.line());
+        note!("{}", statistics.line());
         if generated.finish == FinishReason::ContextFull {
-            eprintln!(
+            note!(
                 "the answer ends here because the context of {} tokens is full",
                 engine.session.context()
             );

@@ -3,8 +3,9 @@
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
+use clap::builder::FalseyValueParser;
 use tandem_model::Checkpoint;
 use tandem_model::detokenize::Special;
 
@@ -22,11 +23,11 @@ pub(crate) struct TokenizeArgs {
     model: ModelOption,
 
     /// Turn ids (separated by commas or spaces) into text
-    #[arg(short, long, env = "TANDEM_DECODE")]
+    #[arg(short, long, env = "TANDEM_DECODE", value_parser = FalseyValueParser::new())]
     decode: bool,
 
     /// Print only the ids, separated by commas
-    #[arg(long, env = "TANDEM_IDS", conflicts_with = "decode")]
+    #[arg(long, env = "TANDEM_IDS", value_parser = FalseyValueParser::new())]
     ids: bool,
 }
 
@@ -43,6 +44,9 @@ pub(crate) fn tokenize(args: &TokenizeArgs) -> anyhow::Result<ExitCode> {
     let mut stdout = std::io::stdout().lock();
     if args.decode {
         let ids = parse_ids(&input)?;
+        if let Some(id) = ids.iter().find(|&&id| !text.tokenizer.has_token(id)) {
+            bail!("token id {id}: expected an id that has a token, found none in this vocabulary");
+        }
         writeln!(stdout, "{}", text.tokenizer.decode(&ids, Special::Keep))?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -14,6 +14,8 @@ use std::arch::x86_64::*;
 use tandem_memory::PackedType;
 use tandem_memory::packed::BLOCK_COLS;
 
+use crate::prefetch::prefetch;
+
 use super::{PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens, scales_of};
 
 /// The packed kernels for machines with AVX2, FMA and F16C. A value is the proof that this machine has them.
@@ -170,21 +172,6 @@ pub(super) unsafe fn blocks<const BYTES: usize, const T: usize>(
             _mm256_storeu_ps(sums[t].as_mut_ptr(), acc[t][0]);
             _mm256_storeu_ps(sums[t].as_mut_ptr().add(8), acc[t][1]);
         }
-    }
-}
-
-/// How far ahead of the arithmetic memory is asked for, in bytes. With one token a tile is arithmetic enough to fill
-/// the processor's window before it sees the loads to come; asking early gained 20 to 30 % on AVX2. Anything from 2
-/// to 8 KB did.
-const AHEAD: usize = 4096;
-
-/// Asks for what lies [`AHEAD`] of something, which is what follows in the same tile, or the next one.
-#[inline(always)]
-pub(super) fn prefetch<P>(here: &P) {
-    for line in 0..size_of::<P>().div_ceil(64) {
-        let there = (&raw const *here).cast::<i8>().wrapping_add(AHEAD + 64 * line);
-        // SAFETY: a prefetch reads nothing that the program could see, and is ignored where there is no memory.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(there) };
     }
 }
 

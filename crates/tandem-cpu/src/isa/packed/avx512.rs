@@ -7,7 +7,9 @@ use std::arch::x86_64::*;
 
 use tandem_memory::PackedType;
 
-use super::avx2::{Avx2, prefetch};
+use crate::prefetch::prefetch;
+
+use super::avx2::Avx2;
 use super::{PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens};
 
 /// The packed kernels for machines with AVX-512 VNNI. A value is the proof that this machine has it.

@@ -3,19 +3,17 @@
 //! A config comes from a stranger: every number is checked here, once, so that the rest of the program may
 //! divide by head counts and multiply dimensions without another thought.
 
+mod keys;
+
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tandem_formats::FormatError;
 use tandem_formats::gguf::Metadata;
 
 use crate::error::Result;
-
-/// No dimension of a model is larger than this; products of three of them then fit in 64 bits.
-const MAX_DIMENSION: u64 = 1 << 20;
-
-/// No model has more layers than this, or more experts in a layer.
-const MAX_COUNT: u64 = 4096;
+pub(crate) use keys::kind;
+use keys::{Fields, GgufKeys, Keys, MAX_DIMENSION, range};
 
 /// SparseMixer routes every token to exactly two experts.
 pub const EXPERTS_PER_TOKEN: usize = 2;
@@ -97,7 +95,7 @@ impl PhimoeConfig {
             n_experts: fields.count("num_local_experts")?,
             expert_width: fields.dimension("intermediate_size")?,
             context_length: fields.dimension("max_position_embeddings")?,
-            rope_theta: fields.positive("rope_theta", 10_000.0)?,
+            rope_theta: rope_theta(&fields)?,
             layer_norm_eps: fields.positive("rms_norm_eps", 1e-5)?,
             router_jitter: fields.positive("router_jitter_noise", 0.01)?,
             sliding_window: fields.optional_dimension("sliding_window")?,
@@ -114,17 +112,9 @@ impl PhimoeConfig {
     /// # Errors
     /// As [`Self::from_json_bytes`].
     pub fn from_gguf(path: &Path, keys: &Metadata, shapes: &GgufShapes) -> Result<Self> {
-        let arch = keys.str("general.architecture")?;
-        if arch != Some("phimoe") {
-            return Err(FormatError::invalid(
-                path,
-                "general.architecture",
-                "`phimoe`",
-                arch.map_or_else(|| "no such key".to_owned(), |a| format!("`{a}`")),
-            )
-            .into());
-        }
+        require_phimoe(path, keys)?;
         let keys = GgufKeys { path, keys };
+        keys.must_be_or_absent("phimoe.rope.scaling.type", "none")?;
         let n_heads = keys.dimension("phimoe.attention.head_count")?;
         let used =
             keys.optional_dimension("phimoe.expert_used_count")?.unwrap_or(EXPERTS_PER_TOKEN);
@@ -199,6 +189,11 @@ impl PhimoeConfig {
         let check = |ok: bool, field: &str, expected: String, found: usize| {
             if ok { Ok(()) } else { Err(FormatError::invalid(path, field, expected, found)) }
         };
+        // In GGUF files these two come from shapes and have not been looked at yet.
+        for (field, found) in [("vocabulary", self.vocab_size), ("head_dim", self.head_dim)] {
+            let fits = (1..=MAX_DIMENSION).contains(&(found as u64));
+            check(fits, field, range(MAX_DIMENSION), found)?;
+        }
         check(
             self.n_heads.is_multiple_of(self.n_kv_heads),
             "number of key/value heads",
@@ -221,8 +216,22 @@ impl PhimoeConfig {
     }
 }
 
+/// `transformers` 5 writes RoPE's settings into an object of their own.
+fn rope_theta(fields: &Fields<'_>) -> Result<f32> {
+    let theta = fields.positive("rope_theta", 10_000.0)?;
+    let Some(rope) = fields.object("rope_parameters")? else { return Ok(theta) };
+    rope.must_be_or_absent("rope_type", &Value::from("default"))?;
+    rope.positive("rope_theta", theta)
+}
+
 /// Our own GGUF key for [`PhimoeConfig::router_jitter`]; the usual converter drops it.
 const ROUTER_JITTER_KEY: &str = "phimoe.router_jitter_noise";
+
+/// Refuses a GGUF file of another architecture, before anything that only PhiMoE has is looked for in it.
+pub(crate) fn require_phimoe(path: &Path, keys: &Metadata) -> Result<()> {
+    let keys = GgufKeys { path, keys };
+    keys.must_be("general.architecture", "phimoe")
+}
 
 /// What the shapes of a GGUF file's tensors say about the model.
 #[derive(Clone, Copy, Debug)]
@@ -257,184 +266,21 @@ impl SpecialIds {
             pad: fields.optional_id("pad_token_id")?,
         })
     }
-}
 
-/// A JSON object whose lookups fail with the file, the key, what is expected and what is there.
-struct Fields<'a> {
-    path: &'a Path,
-    map: Map<String, Value>,
-}
-
-impl<'a> Fields<'a> {
-    fn parse(path: &'a Path, json: &[u8]) -> Result<Self> {
-        match serde_json::from_slice(json) {
-            Ok(Value::Object(map)) => Ok(Self { path, map }),
-            Ok(other) => {
-                Err(FormatError::invalid(path, "content", "a JSON object", kind(&other)).into())
-            }
-            Err(e) => Err(FormatError::invalid(path, "content", "a JSON object", e).into()),
-        }
-    }
-
-    fn invalid(
-        &self,
-        field: &str,
-        expected: impl std::fmt::Display,
-        found: impl std::fmt::Display,
-    ) -> crate::ModelError {
-        FormatError::invalid(self.path, field, expected, found).into()
-    }
-
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.map.get(key).filter(|v| !v.is_null())
-    }
-
-    fn must_be(&self, key: &str, expected: &str) -> Result<()> {
-        match self.get(key) {
-            Some(Value::String(s)) if s == expected => Ok(()),
-            other => Err(self.invalid(key, format!("\"{expected}\""), shown(other))),
-        }
-    }
-
-    fn must_be_or_absent(&self, key: &str, expected: &Value) -> Result<()> {
-        match self.get(key) {
-            None => Ok(()),
-            Some(v) if v == expected => Ok(()),
-            other => Err(self.invalid(key, expected, shown(other))),
-        }
-    }
-
-    fn number(&self, key: &str, max: u64) -> Result<Option<usize>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_u64() {
-            Some(n) if (1..=max).contains(&n) => Ok(usize::try_from(n).ok()),
-            _ => Err(self.invalid(key, range(max), shown(Some(value)))),
-        }
-    }
-
-    fn optional_dimension(&self, key: &str) -> Result<Option<usize>> {
-        self.number(key, MAX_DIMENSION)
-    }
-
-    fn dimension(&self, key: &str) -> Result<usize> {
-        self.number(key, MAX_DIMENSION)?
-            .ok_or_else(|| self.invalid(key, range(MAX_DIMENSION), "no such key"))
-    }
-
-    fn count(&self, key: &str) -> Result<usize> {
-        self.number(key, MAX_COUNT)?
-            .ok_or_else(|| self.invalid(key, range(MAX_COUNT), "no such key"))
-    }
-
-    fn positive(&self, key: &str, default: f32) -> Result<f32> {
-        let Some(value) = self.get(key) else { return Ok(default) };
-        #[allow(clippy::cast_possible_truncation)] // the model computes in f32
-        match value.as_f64().map(|x| x as f32) {
-            Some(x) if x > 0.0 && x.is_finite() => Ok(x),
-            _ => Err(self.invalid(key, "a positive number", shown(Some(value)))),
-        }
-    }
-
-    fn id(&self, key: &str, value: &Value) -> Result<u32> {
-        value
-            .as_u64()
-            .and_then(|n| u32::try_from(n).ok())
-            .ok_or_else(|| self.invalid(key, "a token id", shown(Some(value))))
-    }
-
-    fn optional_id(&self, key: &str) -> Result<Option<u32>> {
-        self.get(key).map(|v| self.id(key, v)).transpose()
-    }
-
-    fn ids(&self, key: &str) -> Result<Vec<u32>> {
-        match self.get(key) {
-            None => Ok(Vec::new()),
-            Some(Value::Array(list)) => list.iter().map(|v| self.id(key, v)).collect(),
-            Some(one) => Ok(vec![self.id(key, one)?]),
-        }
-    }
-}
-
-/// GGUF keys with the same kind of messages.
-struct GgufKeys<'a> {
-    path: &'a Path,
-    keys: &'a Metadata,
-}
-
-impl GgufKeys<'_> {
-    fn invalid(
-        &self,
-        key: &str,
-        expected: impl std::fmt::Display,
-        found: impl std::fmt::Display,
-    ) -> crate::ModelError {
-        FormatError::invalid(self.path, key, expected, found).into()
-    }
-
-    fn number(&self, key: &str, max: u64) -> Result<Option<usize>> {
-        match self.keys.u64(key)? {
-            None => Ok(None),
-            Some(n) if (1..=max).contains(&n) => Ok(usize::try_from(n).ok()),
-            Some(n) => Err(self.invalid(key, range(max), n)),
-        }
-    }
-
-    fn optional_dimension(&self, key: &str) -> Result<Option<usize>> {
-        self.number(key, MAX_DIMENSION)
-    }
-
-    fn dimension(&self, key: &str) -> Result<usize> {
-        self.number(key, MAX_DIMENSION)?
-            .ok_or_else(|| self.invalid(key, range(MAX_DIMENSION), "no such key"))
-    }
-
-    fn count(&self, key: &str) -> Result<usize> {
-        self.number(key, MAX_COUNT)?
-            .ok_or_else(|| self.invalid(key, range(MAX_COUNT), "no such key"))
-    }
-
-    /// Converters write 0 where a model has no window.
-    fn window(&self, key: &str) -> Result<Option<usize>> {
-        if self.keys.u64(key)? == Some(0) { Ok(None) } else { self.optional_dimension(key) }
-    }
-
-    fn positive(&self, key: &str, default: f32) -> Result<f32> {
-        match self.keys.f32(key)? {
-            None => Ok(default),
-            Some(x) if x > 0.0 && x.is_finite() => Ok(x),
-            Some(x) => Err(self.invalid(key, "a positive number", x)),
-        }
-    }
-}
-
-fn range(max: u64) -> String {
-    format!("a whole number from 1 to {max}")
-}
-
-/// A JSON value for a message: short, and never a page of someone's file.
-fn shown(value: Option<&Value>) -> String {
-    match value {
-        None => "no such key".to_owned(),
-        Some(v @ (Value::Array(_) | Value::Object(_))) => kind(v).to_owned(),
-        Some(v) => {
-            let text = v.to_string();
-            if text.chars().count() > 40 {
-                text.chars().take(40).chain("…".chars()).collect()
-            } else {
-                text
+    /// Makes sure that every id has a row in the embedding; `path` is the file that states them.
+    ///
+    /// # Errors
+    /// Where one is not below `vocab_size`.
+    pub(crate) fn check_fits(&self, path: &Path, vocab_size: usize) -> Result<()> {
+        let ids = [("bos_token_id", self.bos), ("pad_token_id", self.pad)];
+        let stop = self.stop.iter().map(|&id| ("eos_token_id", Some(id)));
+        for (field, id) in ids.into_iter().chain(stop) {
+            if let Some(id) = id.filter(|&id| id as usize >= vocab_size) {
+                let expected = format!("a token id below the vocabulary's size {vocab_size}");
+                return Err(FormatError::invalid(path, field, expected, id).into());
             }
         }
-    }
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
+        Ok(())
     }
 }
 
@@ -442,7 +288,7 @@ fn kind(value: &Value) -> &'static str {
 mod tests {
     use super::*;
 
-    fn tiny() -> Map<String, Value> {
+    fn tiny() -> serde_json::Map<String, Value> {
         let json = std::fs::read(tandem_testkit::testdata("phi-tiny-moe/config.json")).unwrap();
         serde_json::from_slice(&json).unwrap()
     }

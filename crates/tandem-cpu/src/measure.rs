@@ -1,0 +1,56 @@
+//! What the machine can do at most: the figure that a decode rate is held against.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::cpu::Cpu;
+use crate::prefetch::prefetch;
+
+/// Bytes that a thread reads before it asks for more.
+const CHUNK: usize = 1 << 20;
+
+/// Reads all of `memory` once with the whole team; answers bytes per second.
+///
+/// `memory` should be much larger than the caches and touched before. Adding up 64-bit words costs less than fetching
+/// them, so the time is the memory's.
+pub fn read_bandwidth(cpu: &Cpu, memory: &[u64]) -> f64 {
+    let total = AtomicU64::new(0);
+    let started = Instant::now();
+    let words = CHUNK / size_of::<u64>();
+    cpu.team().for_each_chunk(memory.len(), words, &|range| {
+        total.fetch_add(sum(&memory[range]), Ordering::Relaxed);
+    });
+    let seconds = started.elapsed().as_secs_f64();
+    // The sum is looked at, so that nothing can leave the reading out.
+    std::hint::black_box(total.into_inner());
+    size_of_val(memory) as f64 / seconds
+}
+
+/// Eight sums side by side, which compilers turn into vectors. Asks for memory early, as the products do: what they
+/// reach must not be more than what is called possible.
+fn sum(words: &[u64]) -> u64 {
+    let mut sums = [0u64; 8];
+    let (chunks, rest) = words.as_chunks::<8>();
+    for chunk in chunks {
+        prefetch(chunk);
+        for (sum, word) in sums.iter_mut().zip(chunk) {
+            *sum = sum.wrapping_add(*word);
+        }
+    }
+    rest.iter().chain(&sums).fold(0, |a, b| a.wrapping_add(*b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ThreadTeam;
+
+    #[test]
+    fn every_word_is_read_once() {
+        let words: Vec<u64> = (0..100_003).collect();
+        assert_eq!(sum(&words), words.iter().sum::<u64>());
+        let cpu = Cpu::new(ThreadTeam::new(2).unwrap());
+        let rate = read_bandwidth(&cpu, &words);
+        assert!(rate.is_finite() && rate > 0.0);
+    }
+}

@@ -1,0 +1,130 @@
+//! How fast a model runs: the tests that llama-bench has, with the same names.
+//!
+//! `pp512` is a prompt of 512 tokens, `tg128` are 128 tokens one by one, `@ d1024` either of them after 1024 tokens that
+//! are in the cache already. Ids are random but the same in every run; what they are makes no difference to a dense
+//! weight, and spreads tokens over all experts. One untimed run warms up.
+
+use std::time::Instant;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tandem_memory::KvCache;
+
+use crate::error::{Result, RuntimeError};
+use crate::executor::{Executor, LogitsFor};
+
+/// What is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// A prompt of so many tokens.
+    Prompt(usize),
+    /// So many tokens one by one.
+    Generate(usize),
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Test {
+    /// What is timed.
+    pub work: Work,
+    /// Tokens in the cache before.
+    pub depth: usize,
+}
+
+impl Test {
+    /// The name, as llama-bench has it.
+    pub fn name(&self) -> String {
+        let work = match self.work {
+            Work::Prompt(n) => format!("pp{n}"),
+            Work::Generate(n) => format!("tg{n}"),
+        };
+        if self.depth == 0 { work } else { format!("{work} @ d{}", self.depth) }
+    }
+
+    /// Tokens that are timed.
+    pub fn tokens(&self) -> usize {
+        match self.work {
+            Work::Prompt(n) | Work::Generate(n) => n,
+        }
+    }
+}
+
+/// Runs one test `repetitions` times; answers tokens per second of each.
+///
+/// # Errors
+/// Where the tokens do not fit `kv`.
+pub fn run(
+    executor: &mut Executor,
+    kv: &mut KvCache,
+    test: Test,
+    repetitions: usize,
+) -> Result<Vec<f64>> {
+    let tokens = test.depth + test.tokens();
+    if tokens > kv.capacity() {
+        return Err(RuntimeError::PromptTooLong { tokens, context: kv.capacity() });
+    }
+    let vocab = u32::try_from(executor.model().config().vocab_size).unwrap_or(u32::MAX);
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let ids: Vec<u32> = (0..tokens).map(|_| rng.random_range(0..vocab)).collect();
+    let (before, timed) = ids.split_at(test.depth);
+    kv.clear();
+    prompt(executor, kv, before)?;
+    let mut rates = Vec::with_capacity(repetitions);
+    for repetition in 0..=repetitions {
+        kv.truncate(test.depth);
+        let started = Instant::now();
+        match test.work {
+            Work::Prompt(_) => prompt(executor, kv, timed)?,
+            Work::Generate(_) => {
+                for id in timed {
+                    executor.forward(&[*id], kv, LogitsFor::Last, None)?;
+                }
+            }
+        }
+        let rate = timed.len() as f64 / started.elapsed().as_secs_f64();
+        if repetition > 0 {
+            rates.push(rate);
+        }
+    }
+    Ok(rates)
+}
+
+/// All batches of a prompt, with logits of the last token.
+fn prompt(executor: &mut Executor, kv: &mut KvCache, ids: &[u32]) -> Result<()> {
+    let batch = executor.batch();
+    let last = ids.len().div_ceil(batch);
+    for (n, ids) in ids.chunks(batch).enumerate() {
+        let wanted = if n + 1 == last { LogitsFor::Last } else { LogitsFor::None };
+        executor.forward(ids, kv, wanted, None)?;
+    }
+    Ok(())
+}
+
+/// The middle of some rates; NaN of none.
+pub fn median(rates: &[f64]) -> f64 {
+    let mut sorted = rates.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_llama_bench() {
+        assert_eq!(Test { work: Work::Prompt(512), depth: 0 }.name(), "pp512");
+        assert_eq!(Test { work: Work::Generate(32), depth: 2048 }.name(), "tg32 @ d2048");
+    }
+
+    #[test]
+    fn the_median_ignores_outliers() {
+        assert_eq!(median(&[1.0, 900.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 2.0]), 3.0);
+        assert!(median(&[]).is_nan());
+    }
+}

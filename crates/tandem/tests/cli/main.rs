@@ -1,0 +1,65 @@
+//! The program as a user meets it: run as a process, with its output and exit codes looked at.
+
+mod chat;
+mod convert;
+mod logits;
+mod other;
+mod run;
+
+use std::path::PathBuf;
+use std::process::Output;
+
+use assert_cmd::Command;
+use tandem_golden::stories_bf16;
+use tandem_testkit::testdata;
+
+/// The program, with an environment that nothing of the machine's shines through.
+fn tandem() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tandem"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TANDEM_")) {
+        command.env_remove(name);
+    }
+    command.env("HF_HUB_OFFLINE", "1").env_remove("RUST_BACKTRACE");
+    command
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("stdout is UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("stderr is UTF-8")
+}
+
+/// The one line that a failed command prints.
+fn error_line(command: &mut Command) -> String {
+    let output = command.output().expect("the program starts");
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let text = stderr(&output);
+    let errors: Vec<&str> = text.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "one line of error in {text:?}");
+    assert_eq!(text.lines().last(), errors.last().copied(), "the error comes last in {text:?}");
+    errors[0].to_owned()
+}
+
+/// The small random model, which has no tokenizer.
+fn random_model() -> PathBuf {
+    testdata("golden/model")
+}
+
+/// The trained model with a longer context and no stop ids, so that a text goes on until it is interrupted.
+fn endless_model() -> PathBuf {
+    let original = stories_bf16();
+    tandem_testkit::build_once("stories-long", &[original.join("config.json")], |folder| {
+        for entry in std::fs::read_dir(&original).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+        }
+        let config = std::fs::read_to_string(original.join("config.json")).unwrap();
+        let longer =
+            config.replace("\"max_position_embeddings\": 512", "\"max_position_embeddings\": 4096");
+        assert_ne!(config, longer);
+        std::fs::write(folder.join("config.json"), longer).unwrap();
+        std::fs::write(folder.join("generation_config.json"), "{}").unwrap();
+    })
+}

@@ -1,20 +1,20 @@
 //! The context of every operation.
 
-use crate::isa::{Isa, IsaUnavailable, Kernels};
+use crate::isa::{GENERIC, Isa, IsaUnavailable, Kernels, Loops, PackedKernels};
 use crate::team::ThreadTeam;
 
 /// A thread team and the instruction set that it computes with.
 pub struct Cpu {
     team: ThreadTeam,
     isa: Isa,
-    kernels: &'static dyn Kernels,
+    loops: Loops,
 }
 
 impl Cpu {
     /// A context with the best instruction set of this machine.
     pub fn new(team: ThreadTeam) -> Self {
         let isa = Isa::detect();
-        Self { team, isa, kernels: isa.kernels() }
+        Self { team, isa, loops: isa.loops().unwrap_or(GENERIC) }
     }
 
     /// A context with a given instruction set: for tests and comparisons.
@@ -22,10 +22,8 @@ impl Cpu {
     /// # Errors
     /// When this machine lacks the instruction set.
     pub fn with_isa(team: ThreadTeam, isa: Isa) -> Result<Self, IsaUnavailable> {
-        if !isa.is_available() {
-            return Err(IsaUnavailable(isa));
-        }
-        Ok(Self { team, isa, kernels: isa.kernels() })
+        let loops = isa.loops().ok_or(IsaUnavailable(isa))?;
+        Ok(Self { team, isa, loops })
     }
 
     /// The thread team.
@@ -38,9 +36,14 @@ impl Cpu {
         self.isa
     }
 
-    /// The inner loops of that instruction set.
+    /// The inner loops on floats of that instruction set.
     pub(crate) fn kernels(&self) -> &'static dyn Kernels {
-        self.kernels
+        self.loops.kernels
+    }
+
+    /// The inner loops on packed weights of that instruction set.
+    pub(crate) fn packed(&self) -> &'static dyn PackedKernels {
+        self.loops.packed
     }
 }
 

@@ -6,8 +6,9 @@
 //! - [`Isa`]: the instruction sets. `isa/` holds one folder or file per set, each an implementation of the same
 //!   few inner loops. One conformance suite (`tests/conformance`) runs against every one of them.
 //!
-//! The operations compute in f32, whatever the weights are encoded in: this is the exact path, the one that is
-//! compared with the reference implementation.
+//! Weights as they are in files are multiplied in f32, whatever they are encoded in: this is the exact path, the one
+//! that is compared with the reference implementation. Packed weights (q4_0, q8_0) are multiplied in whole numbers
+//! with activations in 8 bits: the fast path. Which of them a product takes is decided by its [`Weights`].
 //!
 //! Results do not depend on the number of threads: work is cut into pieces by its shape alone wherever the cut
 //! changes the order of a sum.
@@ -17,10 +18,11 @@ mod disjoint;
 mod isa;
 pub mod measure;
 pub mod ops;
+mod prefetch;
 mod scratch;
 mod team;
 
 pub use cpu::Cpu;
 pub use isa::{Isa, IsaUnavailable};
-pub use ops::MatrixRef;
+pub use ops::{MatrixRef, Weights};
 pub use team::ThreadTeam;

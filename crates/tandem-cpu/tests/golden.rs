@@ -6,7 +6,9 @@
 
 use std::path::{Path, PathBuf};
 
-use tandem_cpu::ops::{Rope, add, add_scaled, argmax, attention, layer_norm, matmul, silu_mul};
+use tandem_cpu::ops::{
+    Input, Rope, add, add_scaled, argmax, attention, layer_norm, matmul, silu_mul,
+};
 use tandem_cpu::{Cpu, Isa, MatrixRef, ThreadTeam};
 use tandem_formats::DType;
 use tandem_formats::safetensors::SafetensorsFile;
@@ -58,7 +60,7 @@ impl<'a> Pass<'a> {
         let bias = bias.then(|| self.vector(&format!("{name}.bias")));
         let mut out = vec![0.0; x.len() / cols * rows];
         let weights = MatrixRef::new(DType::BF16, rows, cols, &bytes);
-        matmul(self.cpu, weights, bias.as_deref(), x, &mut out);
+        matmul(self.cpu, weights, bias.as_deref(), Input::exact(x), &mut out);
         out
     }
 

@@ -3,9 +3,11 @@
 mod aligned;
 mod error;
 mod kv;
+pub mod packed;
 mod store;
 
 pub use aligned::{AlignedBuffer, AllocError, Element};
 pub use error::MemoryError;
 pub use kv::{KvCache, KvData, KvError, KvLayer, KvType};
-pub use store::{StoredTensor, WeightStore};
+pub use packed::{PackedLayout, PackedMatrix, PackedType};
+pub use store::{StoredRows, StoredTensor, WeightStore};

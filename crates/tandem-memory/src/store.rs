@@ -1,8 +1,11 @@
 //! All weights of a model in one page-aligned allocation.
 //!
 //! Weights are read with `pread` into memory of our own and not mapped: a GPU can then address the very same bytes,
-//! and a file that changes or vanishes later does no harm. Matrices keep the file's encoding; norms, biases and the
-//! router become f32, which is how they are used.
+//! and a file that changes or vanishes later does no harm. Matrices keep the file's encoding, q4_0 and q8_0 ones in
+//! the [packed layout](crate::packed); norms, biases and the router become f32, which is how they are used.
+//!
+//! Packing happens a few megabytes at a time, between reading and the place in the store: there is never a second
+//! copy of the model.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -12,6 +15,7 @@ use tandem_formats::{DType, blocks};
 use tandem_model::catalogue::Component;
 use tandem_model::{Checkpoint, Entry, TensorId};
 
+use crate::packed::{PackedLayout, PackedMatrix, PackedType, TILE_ROWS};
 use crate::{AlignedBuffer, MemoryError};
 
 /// Tensors begin at multiples of this: a cache line, and what OpenCL asks of host pointers.
@@ -29,16 +33,31 @@ pub struct WeightStore {
 /// Where a tensor lies in the store.
 #[derive(Clone, Copy, Debug)]
 struct Placed {
-    dtype: DType,
-    rows: usize,
-    cols: usize,
+    form: Form,
     offset: usize,
-    n_bytes: usize,
 }
 
-/// A tensor in the store: `rows x cols` weights in rows of whole blocks.
+/// How a tensor lies in the store.
 #[derive(Clone, Copy, Debug)]
-pub struct StoredTensor<'a> {
+enum Form {
+    /// Encoded rows, one after the other.
+    Rows { dtype: DType, rows: usize, cols: usize },
+    /// Packed tiles.
+    Packed(PackedLayout),
+}
+
+/// A tensor in the store.
+#[derive(Clone, Copy, Debug)]
+pub enum StoredTensor<'a> {
+    /// Encoded rows, one after the other.
+    Rows(StoredRows<'a>),
+    /// Packed tiles.
+    Packed(PackedMatrix<'a>),
+}
+
+/// A tensor of `rows x cols` weights in rows of whole blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredRows<'a> {
     /// Encoding.
     pub dtype: DType,
     /// Rows; 1 for vectors.
@@ -53,9 +72,14 @@ pub struct StoredTensor<'a> {
 struct ReadTask<'a> {
     id: TensorId,
     source: Entry,
-    dtype: DType,
     rows: Range<usize>,
-    target: &'a mut [u8],
+    target: Target<'a>,
+}
+
+/// Where the weights of a task go.
+enum Target<'a> {
+    Rows { dtype: DType, bytes: &'a mut [u8] },
+    Packed { layout: PackedLayout, quants: &'a mut [u8], scales: &'a mut [u8] },
 }
 
 impl WeightStore {
@@ -98,13 +122,19 @@ impl WeightStore {
         }
     }
 
-    /// A tensor's encoded rows.
+    /// A tensor.
     ///
     /// # Panics
     /// If `id` is no tensor of the model.
     pub fn tensor(&self, id: TensorId) -> StoredTensor<'_> {
-        let Placed { dtype, rows, cols, offset, n_bytes } = self.tensors[&id];
-        StoredTensor { dtype, rows, cols, bytes: &self.buffer[offset..][..n_bytes] }
+        let Placed { form, offset } = self.tensors[&id];
+        let bytes = &self.buffer[offset..][..form.n_bytes()];
+        match form {
+            Form::Rows { dtype, rows, cols } => {
+                StoredTensor::Rows(StoredRows { dtype, rows, cols, bytes })
+            }
+            Form::Packed(layout) => StoredTensor::Packed(PackedMatrix::new(layout, bytes)),
+        }
     }
 
     /// A norm, a bias or the router as f32.
@@ -112,9 +142,12 @@ impl WeightStore {
     /// # Panics
     /// If `id` is no tensor of the model, or one that is not kept in f32.
     pub fn f32s(&self, id: TensorId) -> &[f32] {
-        let tensor = self.tensor(id);
-        assert_eq!(tensor.dtype, DType::F32, "{id:?} is not kept in f32");
-        bytemuck::cast_slice(tensor.bytes)
+        match self.tensor(id) {
+            StoredTensor::Rows(StoredRows { dtype: DType::F32, bytes, .. }) => {
+                bytemuck::cast_slice(bytes)
+            }
+            other => panic!("{id:?} is not kept in f32 but as {other:?}"),
+        }
     }
 
     /// Bytes of the allocation.
@@ -123,12 +156,64 @@ impl WeightStore {
     }
 }
 
-/// The encoding in the store.
-fn stored_dtype(id: TensorId, entry: &Entry) -> DType {
-    match id.component() {
-        Component::Norm | Component::Bias | Component::Router => DType::F32,
-        Component::Embedding | Component::Attention | Component::Experts | Component::LmHead => {
-            entry.dtype
+impl Form {
+    /// How a tensor of the file is kept.
+    fn of(id: TensorId, entry: &Entry) -> Self {
+        let Entry { dtype, rows, cols, .. } = *entry;
+        match id.component() {
+            Component::Norm | Component::Bias | Component::Router => {
+                Self::Rows { dtype: DType::F32, rows, cols }
+            }
+            Component::Embedding
+            | Component::Attention
+            | Component::Experts
+            | Component::LmHead => PackedType::of(dtype)
+                .and_then(|kind| PackedLayout::new(kind, rows, cols))
+                .map_or(Self::Rows { dtype, rows, cols }, Self::Packed),
+        }
+    }
+
+    fn n_bytes(&self) -> usize {
+        match self {
+            // Openers of checkpoints refuse rows that are no whole number of blocks.
+            Self::Rows { dtype, rows, cols } => {
+                rows * (cols / dtype.block_len() * dtype.block_bytes())
+            }
+            Self::Packed(layout) => layout.n_bytes(),
+        }
+    }
+
+    /// Cuts a tensor's place in the store into tasks.
+    fn tasks<'a>(&self, id: TensorId, source: Entry, place: &'a mut [u8]) -> Vec<ReadTask<'a>> {
+        let step = (READ_BYTES / source.row_bytes()).max(1);
+        let rows = |start: usize, step: usize| start..(start + step).min(source.rows);
+        match *self {
+            Self::Rows { dtype, .. } => {
+                let row_bytes = self.n_bytes() / source.rows;
+                (0..source.rows)
+                    .step_by(step)
+                    .zip(place.chunks_mut(step * row_bytes))
+                    .map(|(start, bytes)| {
+                        let target = Target::Rows { dtype, bytes };
+                        ReadTask { id, source, rows: rows(start, step), target }
+                    })
+                    .collect()
+            }
+            Self::Packed(layout) => {
+                let step = step.next_multiple_of(TILE_ROWS);
+                let tiles = step / TILE_ROWS;
+                let (quants, scales) = place.split_at_mut(layout.quant_bytes());
+                let quants = quants.chunks_mut(tiles * layout.tile_quant_bytes());
+                let scales = scales.chunks_mut(tiles * layout.tile_scale_bytes());
+                (0..source.rows)
+                    .step_by(step)
+                    .zip(quants.zip(scales))
+                    .map(|(start, (quants, scales))| {
+                        let target = Target::Packed { layout, quants, scales };
+                        ReadTask { id, source, rows: rows(start, step), target }
+                    })
+                    .collect()
+            }
         }
     }
 }
@@ -139,11 +224,10 @@ fn place(checkpoint: &Checkpoint) -> (HashMap<TensorId, Placed>, Vec<TensorId>, 
     let mut order = Vec::new();
     let mut end = 0usize;
     for (id, entry) in checkpoint.tensors() {
-        let dtype = stored_dtype(id, &entry);
-        let n_bytes = entry.rows * (entry.cols / dtype.block_len() * dtype.block_bytes());
+        let form = Form::of(id, &entry);
         let offset = end.next_multiple_of(TENSOR_ALIGN);
-        end = offset + n_bytes;
-        tensors.insert(id, Placed { dtype, rows: entry.rows, cols: entry.cols, offset, n_bytes });
+        end = offset + form.n_bytes();
+        tensors.insert(id, Placed { form, offset });
         order.push(id);
     }
     (tensors, order, end)
@@ -160,18 +244,11 @@ fn read_tasks<'a>(
     let mut rest = buffer;
     let mut at = 0;
     for &id in order {
-        let placed = tensors[&id];
-        let source = checkpoint.entry(id);
-        let row_bytes = placed.n_bytes / placed.rows;
-        rest = rest.split_at_mut(placed.offset - at).1;
-        at = placed.offset + placed.n_bytes;
-        let step = (READ_BYTES / row_bytes).max(1);
-        for start in (0..placed.rows).step_by(step) {
-            let rows = start..(start + step).min(placed.rows);
-            let (target, after) = rest.split_at_mut(rows.len() * row_bytes);
-            rest = after;
-            tasks.push(ReadTask { id, source, dtype: placed.dtype, rows, target });
-        }
+        let Placed { form, offset } = tensors[&id];
+        let (place, after) = rest.split_at_mut(offset - at).1.split_at_mut(form.n_bytes());
+        rest = after;
+        at = offset + form.n_bytes();
+        tasks.extend(form.tasks(id, checkpoint.entry(id), place));
     }
     tasks
 }
@@ -181,14 +258,22 @@ fn read(
     task: ReadTask<'_>,
     raw: &mut Vec<u8>,
 ) -> tandem_model::Result<()> {
-    let ReadTask { id, source, dtype, rows, target } = task;
-    if dtype == source.dtype {
-        return checkpoint.read_rows(id, rows, target);
-    }
+    let ReadTask { id, source, rows, target } = task;
+    let target = match target {
+        Target::Rows { dtype, bytes } if dtype == source.dtype => {
+            return checkpoint.read_rows(id, rows, bytes);
+        }
+        other => other,
+    };
     raw.resize(rows.len() * source.row_bytes(), 0);
     checkpoint.read_rows(id, rows, raw)?;
-    // The only change of encoding is to f32.
-    blocks::dequantize(source.dtype, raw, bytemuck::cast_slice_mut(target));
+    match target {
+        // The only change of encoding is to f32.
+        Target::Rows { bytes, .. } => {
+            blocks::dequantize(source.dtype, raw, bytemuck::cast_slice_mut(bytes));
+        }
+        Target::Packed { layout, quants, scales } => layout.pack_tiles(raw, quants, scales),
+    }
     Ok(())
 }
 

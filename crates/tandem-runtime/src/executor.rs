@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use tandem_cpu::measure::read_bandwidth;
-use tandem_cpu::ops::{self, Product, Rope};
+use tandem_cpu::ops::{self, Input, Precision, Product, QuantizedActivations, Rope};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
 use tandem_memory::{AlignedBuffer, KvCache, MemoryError};
 use tandem_model::catalogue::LayerTensor as L;
@@ -17,10 +17,16 @@ use tandem_model::{PhimoeConfig, TensorId};
 
 use crate::bench::median;
 use crate::error::{Result, RuntimeError};
+use crate::experts::ExpertUses;
 use crate::model::{LayerWeights, Model};
 
 /// Tokens of a prompt that go through the model together.
 pub const DEFAULT_BATCH: usize = 256;
+
+/// Of what goes into an expert's down projection: products of two activations, with outliers that leave few of 8
+/// bits for their neighbours. Of all inputs this one changes most of the routers' later choices when it is rounded
+/// to 8 bits, and down projections are a ninth of a layer's arithmetic.
+const DOWN_PRECISION: Precision = Precision::Bits16;
 
 /// For which tokens of a batch logits are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +97,7 @@ impl Executor {
     /// # Errors
     /// Where memory to read cannot be had.
     pub fn read_bandwidth(&self) -> Result<f64> {
-        let bytes = self.model.n_bytes().min(1 << 30).max(64 << 20);
+        let bytes = self.model.n_bytes().clamp(64 << 20, 1 << 30);
         let mut memory = AlignedBuffer::zeroed(bytes).map_err(MemoryError::from)?;
         // Pages that were never written are all the same page of zeros.
         memory.fill(1);
@@ -137,7 +143,7 @@ impl Executor {
 
     fn embed(&mut self, model: &Model, ids: &[u32]) {
         let embedding = model.matrix(TensorId::TokenEmbedding);
-        for (x, &id) in self.scratch.x.chunks_exact_mut(embedding.cols).zip(ids) {
+        for (x, &id) in self.scratch.x.chunks_exact_mut(embedding.cols()).zip(ids) {
             embedding.decode_row(id as usize, x);
         }
     }
@@ -151,22 +157,19 @@ impl Executor {
         start: usize,
         kv: &mut KvCache,
     ) -> Result<()> {
-        let Scratch { x, normed, q, k, v, mixed, branch, .. } = &mut self.scratch;
+        let Scratch { x, normed, quantized, q, k, v, mixed, branch, .. } = &mut self.scratch;
         let (weight, bias) = (layer.vector(L::AttnNormWeight), layer.vector(L::AttnNormBias));
         ops::layer_norm(&self.cpu, x, weight, bias, config.layer_norm_eps, normed);
-        let x_in = &normed[..];
-        let project = |matrix, bias, out| Product {
-            weights: layer.matrix(matrix),
-            bias: Some(layer.vector(bias)),
-            x: x_in,
-            out,
-        };
+        let [wq, wk, wv] = [L::QWeight, L::KWeight, L::VWeight].map(|w| layer.matrix(w));
+        let input = Input::new(&self.cpu, normed, &[wq, wk, wv], Precision::Bits8, quantized);
+        let project =
+            |weights, bias, out| Product { weights, bias: Some(layer.vector(bias)), input, out };
         ops::matmul_all(
             &self.cpu,
             &mut [
-                project(L::QWeight, L::QBias, &mut *q),
-                project(L::KWeight, L::KBias, &mut *k),
-                project(L::VWeight, L::VBias, &mut *v),
+                project(wq, L::QBias, &mut *q),
+                project(wk, L::KBias, &mut *k),
+                project(wv, L::VBias, &mut *v),
             ],
         );
         for (position, (q, k)) in
@@ -178,13 +181,15 @@ impl Executor {
         kv.write(index, start, k, v)?;
         let window = config.sliding_window;
         ops::attention(&self.cpu, q, kv.layer(index), start, config.n_heads, window, mixed);
-        let bias = Some(layer.vector(L::OBias));
-        ops::matmul(&self.cpu, layer.matrix(L::OWeight), bias, mixed, branch);
+        let (wo, bias) = (layer.matrix(L::OWeight), Some(layer.vector(L::OBias)));
+        let input = Input::new(&self.cpu, mixed, &[wo], Precision::Bits8, quantized);
+        ops::matmul(&self.cpu, wo, bias, input, branch);
         ops::add(x, branch);
         Ok(())
     }
 
-    /// `x += MoE(LN2(x))`: tokens are gathered by expert, so that each expert's weights are read once.
+    /// `x += MoE(LN2(x))`: tokens are grouped by expert, so that each expert's weights are read once, and the
+    /// projections of all experts are computed in one go.
     fn experts(
         &mut self,
         config: &PhimoeConfig,
@@ -192,11 +197,13 @@ impl Executor {
         index: usize,
         trace: Option<&mut RouterTrace>,
     ) {
-        let Scratch { x, normed, router, routing, groups, gathered, gate, up, branch, .. } =
+        let Scratch { x, normed, quantized, router, routing, uses, gate, up, down, .. } =
             &mut self.scratch;
         let (weight, bias) = (layer.vector(L::FfnNormWeight), layer.vector(L::FfnNormBias));
         ops::layer_norm(&self.cpu, x, weight, bias, config.layer_norm_eps, normed);
-        ops::matmul(&self.cpu, layer.matrix(L::RouterWeight), None, normed, router);
+        // The router is kept in f32 and chooses from exact activations.
+        let wr = layer.matrix(L::RouterWeight);
+        ops::matmul(&self.cpu, wr, None, Input::exact(normed), router);
         routing.clear();
         routing.extend(
             router.chunks_exact(config.n_experts).map(|s| sparsemixer(s, config.router_jitter)),
@@ -204,36 +211,51 @@ impl Executor {
         if let Some(trace) = trace {
             trace.record(index, router, routing);
         }
-        group_by_expert(routing, config.n_experts, groups);
-        let (hidden, width) = (config.hidden_size, config.expert_width);
-        for (expert, group) in groups.iter().enumerate().filter(|(_, group)| !group.is_empty()) {
-            let e = u16::try_from(expert).unwrap_or(u16::MAX);
-            let n = group.len();
-            let (input, gate, up) =
-                (&mut gathered[..n * hidden], &mut gate[..n * width], &mut up[..n * width]);
-            for (row, choice) in input.chunks_exact_mut(hidden).zip(group) {
-                row.copy_from_slice(&normed[choice.token * hidden..][..hidden]);
+        uses.fill(routing, config.n_experts);
+
+        let gate_and_up = [L::ExpertGate as fn(u16) -> L, L::ExpertUp];
+        let weights: Vec<_> = (uses.experts())
+            .flat_map(|(e, _)| gate_and_up.map(|matrix| layer.matrix(matrix(e))))
+            .collect();
+        let input = Input::new(&self.cpu, normed, &weights, Precision::Bits8, quantized);
+        let (mut gates, mut ups) = (&mut gate[..], &mut up[..]);
+        let mut products = Vec::with_capacity(weights.len());
+        for ((_, range), weights) in uses.experts().zip(weights.chunks_exact(2)) {
+            let numbers = range.len() * config.expert_width;
+            let input = input.select(&uses.tokens[range]);
+            for (rest, &weights) in [&mut gates, &mut ups].into_iter().zip(weights) {
+                let out = rest.split_off_mut(..numbers).unwrap_or_default();
+                products.push(Product { weights, bias: None, input, out });
             }
-            let input = &*input;
-            let project =
-                |matrix, out| Product { weights: layer.matrix(matrix), bias: None, x: input, out };
-            ops::matmul_all(
-                &self.cpu,
-                &mut [project(L::ExpertGate(e), &mut *gate), project(L::ExpertUp(e), &mut *up)],
+        }
+        ops::matmul_all(&self.cpu, &mut products);
+        ops::silu_mul(&self.cpu, gate, up);
+
+        let weights: Vec<_> = uses.experts().map(|(e, _)| layer.matrix(L::ExpertDown(e))).collect();
+        let input = Input::new(&self.cpu, gate, &weights, DOWN_PRECISION, quantized);
+        let mut downs = &mut down[..];
+        let mut products = Vec::with_capacity(weights.len());
+        for ((_, range), &weights) in uses.experts().zip(&weights) {
+            let numbers = range.len() * config.hidden_size;
+            let out = downs.split_off_mut(..numbers).unwrap_or_default();
+            let input = input.select(&uses.numbers[range]);
+            products.push(Product { weights, bias: None, input, out });
+        }
+        ops::matmul_all(&self.cpu, &mut products);
+        let rows = down.chunks_exact(config.hidden_size);
+        for ((row, &token), &weight) in rows.zip(&uses.tokens).zip(&uses.weights) {
+            ops::add_scaled(
+                &mut x[token as usize * config.hidden_size..][..config.hidden_size],
+                row,
+                weight,
             );
-            ops::silu_mul(&self.cpu, gate, up);
-            let output = &mut branch[..n * hidden];
-            ops::matmul(&self.cpu, layer.matrix(L::ExpertDown(e)), None, gate, output);
-            for (row, choice) in output.chunks_exact(hidden).zip(group) {
-                ops::add_scaled(&mut x[choice.token * hidden..][..hidden], row, choice.weight);
-            }
         }
     }
 
     /// `lm_head(LN(x))` of the wanted tokens.
     fn logits(&mut self, model: &Model, wanted: LogitsFor) -> &[f32] {
         let config = model.config();
-        let Scratch { x, normed, logits, .. } = &mut self.scratch;
+        let Scratch { x, normed, quantized, logits, .. } = &mut self.scratch;
         let x = match wanted {
             LogitsFor::None => return &[],
             LogitsFor::Last => &x[x.len() - config.hidden_size..],
@@ -246,25 +268,9 @@ impl Executor {
         ops::layer_norm(&self.cpu, x, weight, bias, config.layer_norm_eps, normed);
         logits.resize(tokens * config.vocab_size, 0.0);
         let lm_head = model.matrix(TensorId::LmHeadWeight);
-        ops::matmul(&self.cpu, lm_head, Some(model.vector(TensorId::LmHeadBias)), normed, logits);
+        let input = Input::new(&self.cpu, normed, &[lm_head], Precision::Bits8, quantized);
+        ops::matmul(&self.cpu, lm_head, Some(model.vector(TensorId::LmHeadBias)), input, logits);
         logits
-    }
-}
-
-/// One token's use of one expert.
-#[derive(Clone, Copy)]
-struct Choice {
-    token: usize,
-    weight: f32,
-}
-
-fn group_by_expert(routing: &[Routing], n_experts: usize, groups: &mut Vec<Vec<Choice>>) {
-    groups.resize_with(n_experts, Vec::new);
-    groups.iter_mut().for_each(Vec::clear);
-    for (token, r) in routing.iter().enumerate() {
-        for (expert, weight) in r.experts.into_iter().zip(r.weights) {
-            groups[expert].push(Choice { token, weight });
-        }
     }
 }
 
@@ -293,6 +299,8 @@ struct Scratch {
     /// The residual stream, `tokens x hidden`.
     x: Vec<f32>,
     normed: Vec<f32>,
+    /// The input of whatever products come next, where packed weights ask for it.
+    quantized: QuantizedActivations,
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
@@ -302,15 +310,14 @@ struct Scratch {
     branch: Vec<f32>,
     router: Vec<f32>,
     routing: Vec<Routing>,
-    groups: Vec<Vec<Choice>>,
-    /// Inputs of one expert. A token can choose it once only, so `tokens x hidden` is enough.
-    gathered: Vec<f32>,
+    uses: ExpertUses,
+    /// `uses x expert width`.
     gate: Vec<f32>,
     up: Vec<f32>,
+    /// `uses x hidden`.
+    down: Vec<f32>,
     logits: Vec<f32>,
 }
-
-const _: () = assert!(EXPERTS_PER_TOKEN == 2, "scratch sizes assume that both choices differ");
 
 impl Scratch {
     fn resize(&mut self, c: &PhimoeConfig, tokens: usize) {
@@ -318,14 +325,14 @@ impl Scratch {
             (&mut self.x, c.hidden_size),
             (&mut self.normed, c.hidden_size),
             (&mut self.branch, c.hidden_size),
-            (&mut self.gathered, c.hidden_size),
             (&mut self.q, c.q_dim()),
             (&mut self.mixed, c.q_dim()),
             (&mut self.k, c.kv_dim()),
             (&mut self.v, c.kv_dim()),
             (&mut self.router, c.n_experts),
-            (&mut self.gate, c.expert_width),
-            (&mut self.up, c.expert_width),
+            (&mut self.gate, EXPERTS_PER_TOKEN * c.expert_width),
+            (&mut self.up, EXPERTS_PER_TOKEN * c.expert_width),
+            (&mut self.down, EXPERTS_PER_TOKEN * c.hidden_size),
         ] {
             buffer.resize(tokens * width, 0.0);
         }

@@ -4,6 +4,7 @@
 pub mod bench;
 mod error;
 mod executor;
+mod experts;
 mod model;
 pub mod perplexity;
 mod sampling;

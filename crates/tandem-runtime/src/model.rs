@@ -1,7 +1,7 @@
 //! A model in memory: config and weights, shared by everything that computes with it.
 
-use tandem_cpu::ops::MatrixRef;
-use tandem_memory::WeightStore;
+use tandem_cpu::ops::{MatrixRef, Weights};
+use tandem_memory::{StoredTensor, WeightStore};
 use tandem_model::catalogue::LayerTensor;
 use tandem_model::{Checkpoint, PhimoeConfig, TensorId};
 
@@ -38,9 +38,11 @@ impl Model {
     }
 
     /// A matrix of the model.
-    pub(crate) fn matrix(&self, id: TensorId) -> MatrixRef<'_> {
-        let t = self.weights.tensor(id);
-        MatrixRef::new(t.dtype, t.rows, t.cols, t.bytes)
+    pub(crate) fn matrix(&self, id: TensorId) -> Weights<'_> {
+        match self.weights.tensor(id) {
+            StoredTensor::Rows(t) => MatrixRef::new(t.dtype, t.rows, t.cols, t.bytes).into(),
+            StoredTensor::Packed(matrix) => matrix.into(),
+        }
     }
 
     /// A norm or a bias.
@@ -63,7 +65,7 @@ pub(crate) struct LayerWeights<'a> {
 }
 
 impl<'a> LayerWeights<'a> {
-    pub(crate) fn matrix(self, tensor: LayerTensor) -> MatrixRef<'a> {
+    pub(crate) fn matrix(self, tensor: LayerTensor) -> Weights<'a> {
         self.model.matrix(TensorId::Layer(self.index, tensor))
     }
 

@@ -1,18 +1,21 @@
 //! Instruction sets, and the inner loops that each of them implements.
 //!
 //! The operations in [`crate::ops`] check shapes, cut the work and share it out; what is left are a few loops
-//! over numbers, and those are [`Kernels`]. An instruction set that has no faster way for one of them calls
-//! [`generic`]'s. A new instruction set is a new implementation of this trait and a new line in [`Isa`]; the
-//! conformance suite then runs against it.
+//! over numbers: [`Kernels`] on floats, and [`PackedKernels`] on packed weights and 8-bit activations. An
+//! instruction set that has no faster way for one of them calls that of a lesser one. A new instruction set is a new
+//! implementation and a new line in [`Isa`]; the conformance suite then runs against it.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod generic;
+mod packed;
 
 use std::fmt;
 
 use half::f16;
 use tandem_formats::DType;
+
+pub(crate) use packed::{PackedKernels, QuantizedBlock, Tile};
 
 /// Instruction sets that the operations are written for, the slowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,11 +24,15 @@ pub enum Isa {
     Generic,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// That with AVX-VNNI, which products with packed weights use.
+    AvxVnni,
+    /// That with AVX-512 and its VNNI, which products with packed weights use.
+    Avx512,
 }
 
 impl Isa {
     /// Every instruction set, the slowest first.
-    pub const ALL: [Self; 2] = [Self::Generic, Self::Avx2];
+    pub const ALL: [Self; 4] = [Self::Generic, Self::Avx2, Self::AvxVnni, Self::Avx512];
 
     /// The best instruction set of this machine.
     pub fn detect() -> Self {
@@ -34,13 +41,7 @@ impl Isa {
 
     /// Whether this machine has it.
     pub fn is_available(self) -> bool {
-        match self {
-            Self::Generic => true,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => avx2::Avx2::new().is_some(),
-            #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 => false,
-        }
+        self.loops().is_some()
     }
 
     /// The name users type, as in `avx2`.
@@ -48,25 +49,52 @@ impl Isa {
         match self {
             Self::Generic => "generic",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avxvnni",
+            Self::Avx512 => "avx512",
         }
     }
 
-    /// The inner loops; generic ones where this machine lacks the instruction set.
-    pub(crate) fn kernels(self) -> &'static dyn Kernels {
+    /// The inner loops, if this machine has the instruction set.
+    pub(crate) fn loops(self) -> Option<Loops> {
         match self {
-            Self::Generic => &generic::Generic,
+            Self::Generic => Some(GENERIC),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => {
-                static AVX2: std::sync::OnceLock<Option<avx2::Avx2>> = std::sync::OnceLock::new();
-                match AVX2.get_or_init(avx2::Avx2::new) {
-                    Some(kernels) => kernels,
-                    None => &generic::Generic,
-                }
-            }
+            _ => x86_64(self),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 => &generic::Generic,
+            _ => None,
         }
     }
+}
+
+/// The inner loops of an instruction set.
+#[derive(Clone, Copy)]
+pub(crate) struct Loops {
+    /// Those on floats and on weights as they are in files.
+    pub(crate) kernels: &'static dyn Kernels,
+    /// Those on packed weights.
+    pub(crate) packed: &'static dyn PackedKernels,
+}
+
+/// What every machine has.
+pub(crate) const GENERIC: Loops = Loops { kernels: &generic::Generic, packed: &packed::Generic };
+
+/// The inner loops of x86-64 machines. Of AVX-512 and VNNI only products with packed weights make use; all else is
+/// bound by memory, or seldom.
+#[cfg(target_arch = "x86_64")]
+fn x86_64(isa: Isa) -> Option<Loops> {
+    use std::sync::OnceLock;
+
+    static AVX2: OnceLock<Option<avx2::Avx2>> = OnceLock::new();
+    static PACKED_AVX2: OnceLock<Option<packed::Avx2>> = OnceLock::new();
+    static PACKED_AVXVNNI: OnceLock<Option<packed::AvxVnni>> = OnceLock::new();
+    static PACKED_AVX512: OnceLock<Option<packed::Avx512>> = OnceLock::new();
+    let packed: &'static dyn PackedKernels = match isa {
+        Isa::Generic => &packed::Generic,
+        Isa::Avx2 => PACKED_AVX2.get_or_init(packed::Avx2::new).as_ref()?,
+        Isa::AvxVnni => PACKED_AVXVNNI.get_or_init(packed::AvxVnni::new).as_ref()?,
+        Isa::Avx512 => PACKED_AVX512.get_or_init(packed::Avx512::new).as_ref()?,
+    };
+    Some(Loops { kernels: AVX2.get_or_init(avx2::Avx2::new).as_ref()?, packed })
 }
 
 impl fmt::Display for Isa {

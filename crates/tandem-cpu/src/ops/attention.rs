@@ -154,8 +154,8 @@ impl<'a> Task<'a> {
         block: &Block,
         span: usize,
         spans: usize,
-        out: &Disjoint<'_>,
-        parts: &Disjoint<'_>,
+        out: &Disjoint<'_, f32>,
+        parts: &Disjoint<'_, f32>,
     ) {
         let (dim, count) = (self.dim, block.tokens.len() * self.group);
         let keys = if spans == 1 {
@@ -216,7 +216,7 @@ impl<'a> Task<'a> {
     /// Puts the spans' parts of each query together: numbers relative to a span's maximum are brought to the
     /// common one.
     #[allow(unsafe_code)]
-    fn join_spans(&self, parts: &[f32], spans: usize, out: &Disjoint<'_>) {
+    fn join_spans(&self, parts: &[f32], spans: usize, out: &Disjoint<'_, f32>) {
         let dim = self.dim;
         for (query, parts) in parts.chunks_exact(spans * (dim + 2)).enumerate() {
             let parts = || parts.chunks_exact(dim + 2);

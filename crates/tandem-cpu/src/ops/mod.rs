@@ -4,19 +4,23 @@
 //! checked when it is loaded; an operation that is handed slices that do not fit together panics with both
 //! sizes, as that is an error of the program.
 
+mod activations;
 mod attention;
 mod elementwise;
 mod matmul;
 mod matrix;
 mod norm;
 mod rope;
+mod weights;
 
+pub use activations::{Input, Precision, QuantizedActivations};
 pub use attention::attention;
 pub use elementwise::{add, add_scaled, argmax, silu_mul};
 pub use matmul::{Product, matmul, matmul_all};
 pub use matrix::MatrixRef;
 pub use norm::layer_norm;
 pub use rope::Rope;
+pub use weights::Weights;
 
 /// How many tokens `len` numbers are, at `width` numbers a token.
 ///

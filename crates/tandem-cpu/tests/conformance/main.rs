@@ -6,6 +6,7 @@
 
 mod attention;
 mod matmul;
+mod packed;
 mod small;
 
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
@@ -15,13 +16,15 @@ const U: f64 = 1.0 / (1u32 << 24) as f64;
 /// The smallest number of independent partial sums that any instruction set uses.
 const LANES: usize = 8;
 
-/// Runs `check` for every instruction set of this machine, alone and with more threads than most tests need.
+/// Every instruction set of this machine, alone and with more threads than most tests need.
+fn every_cpu() -> Vec<Cpu> {
+    let cpus = |isa| [1, 3].map(|n| Cpu::with_isa(ThreadTeam::new(n).unwrap(), isa).unwrap());
+    Isa::ALL.into_iter().filter(|isa| isa.is_available()).flat_map(cpus).collect()
+}
+
+/// Runs `check` for each of them.
 fn on_every_isa(check: impl Fn(&Cpu)) {
-    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-        for threads in [1, 3] {
-            check(&Cpu::with_isa(ThreadTeam::new(threads).unwrap(), isa).unwrap());
-        }
-    }
+    every_cpu().iter().for_each(check);
 }
 
 /// Roundings that a sum of `n` terms may take.

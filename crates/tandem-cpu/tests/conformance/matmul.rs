@@ -1,7 +1,7 @@
 //! Products of weights and activations.
 
 use half::f16;
-use tandem_cpu::ops::{Product, matmul, matmul_all};
+use tandem_cpu::ops::{Input, Product, matmul, matmul_all};
 use tandem_cpu::{Cpu, MatrixRef};
 use tandem_formats::{DType, blocks};
 
@@ -76,7 +76,7 @@ fn check(cpu: &Cpu, weights: &Weights, bias: Option<&[f32]>, x: &[f32]) {
     let tokens = x.len() / weights.cols;
     // Whatever was there must be overwritten.
     let mut out = vec![f32::NAN; tokens * weights.rows];
-    matmul(cpu, weights.matrix(), bias, x, &mut out);
+    matmul(cpu, weights.matrix(), bias, Input::exact(x), &mut out);
     let Weights { dtype, rows, cols, .. } = weights;
     let what = format!("{} {dtype} {rows} x {cols}, {tokens} tokens", cpu.isa());
     assert_close(&what, &out, &weights.oracle(bias, x));
@@ -203,7 +203,7 @@ fn what_is_not_a_number_stays_in_its_row_and_token() {
             for tokens in [1, 4] {
                 let mut out = vec![0.0; tokens * rows];
                 let weights = MatrixRef::new(dtype, rows, cols, &bytes);
-                matmul(cpu, weights, None, &x[..tokens * cols], &mut out);
+                matmul(cpu, weights, None, Input::exact(&x[..tokens * cols]), &mut out);
                 for (i, out) in out.iter().enumerate() {
                     let (token, row) = (i / rows, i % rows);
                     match (token, row) {
@@ -238,9 +238,9 @@ fn products_in_one_go_are_the_products() {
             shapes.iter().map(|&(_, rows, _, tokens)| vec![f32::NAN; rows * tokens]).collect();
         let mut products: Vec<_> = (outs.iter_mut().enumerate())
             .map(|(i, out)| Product {
-                weights: weights[i].matrix(),
+                weights: weights[i].matrix().into(),
                 bias: Some(&biases[i]),
-                x: &xs[i],
+                input: Input::exact(&xs[i]),
                 out,
             })
             .collect();
@@ -267,7 +267,7 @@ fn results_depend_neither_on_threads_nor_on_company() {
         on_every_isa(|cpu| {
             let product = |x: &[f32]| {
                 let mut out = vec![0.0; x.len() / cols * rows];
-                matmul(cpu, weights.matrix(), None, x, &mut out);
+                matmul(cpu, weights.matrix(), None, Input::exact(x), &mut out);
                 out
             };
             let all = product(&x);
@@ -286,7 +286,10 @@ fn wrong_sizes_are_noticed() {
     on_every_isa(|cpu| {
         let weights = Weights::random(&mut Random(8), DType::F32, 4, 8);
         let fails = |bias: Option<&[f32]>, x: usize, out: usize| {
-            let call = || matmul(cpu, weights.matrix(), bias, &vec![0.0; x], &mut vec![0.0; out]);
+            let call = || {
+                let x = vec![0.0; x];
+                matmul(cpu, weights.matrix(), bias, Input::exact(&x), &mut vec![0.0; out]);
+            };
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_err()
         };
         assert!(!fails(Some(&[0.0; 4]), 16, 8));

@@ -1,0 +1,242 @@
+//! x86-64 with AVX2, FMA and F16C.
+//!
+//! `vpmaddubsw` multiplies unsigned with signed bytes and adds neighbours into 16 bits, with saturation; `vpmaddwd`
+//! then adds those into 32 bits. What saves time is to do the second step seldom:
+//!
+//! - q4_0: quants are unsigned and at most 15, so a lane of 16 bits holds the sum of all 8 groups of a block:
+//!   `8 * 2 * 15 * 127 = 30480`. One `vpmaddwd` a block.
+//! - q8_0: quants are signed, so their signs are moved to the activations. `|q| <= 128` and `|x| <= 127` give at most
+//!   `2 * 128 * 127 = 32512`: nothing saturates, but there is no room to add, so every group takes a `vpmaddwd`.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use tandem_memory::PackedType;
+use tandem_memory::packed::BLOCK_COLS;
+
+use crate::prefetch::prefetch;
+
+use super::{PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens, scales_of};
+
+/// The packed kernels for machines with AVX2, FMA and F16C. A value is the proof that this machine has them.
+#[derive(Clone, Copy)]
+pub(in crate::isa) struct Avx2 {
+    /// Keeps others from making one.
+    _checked: (),
+}
+
+impl Avx2 {
+    /// The kernels, if this machine can run them.
+    pub(in crate::isa) fn new() -> Option<Self> {
+        let available = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        available.then_some(Self { _checked: () })
+    }
+}
+
+impl PackedKernels for Avx2 {
+    fn quantize(&self, x: &[f32], out: &mut [QuantizedBlock]) {
+        let (x, rest) = x.as_chunks::<BLOCK_COLS>();
+        assert!(rest.is_empty() && x.len() == out.len(), "activations of {} blocks", out.len());
+        for (x, out) in x.iter().zip(out) {
+            // SAFETY: `self` exists, so the machine has the instructions.
+            *out = unsafe { quantize(x) };
+        }
+    }
+
+    fn dots(&self, tile: Tile<'_>, x: &[&[QuantizedBlock]], sums: &mut [TileSums]) {
+        let mut tokens = Tokens::new(tile, x, sums);
+        // SAFETY: `self` exists, so the machine has the instructions; `Tokens` checked the number of blocks.
+        unsafe {
+            while let Some((x, sums)) = tokens.take() {
+                dots::<4>(tile, x, sums);
+            }
+            while let Some((x, sums)) = tokens.take() {
+                dots::<2>(tile, x, sums);
+            }
+            while let Some((x, sums)) = tokens.take() {
+                dots::<1>(tile, x, sums);
+            }
+        }
+    }
+}
+
+/// As the plain one, to the last bit.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn quantize(x: &[f32; BLOCK_COLS]) -> QuantizedBlock {
+    // SAFETY: each vector is 8 of the 32 numbers.
+    let x: [__m256; 4] = std::array::from_fn(|n| unsafe { _mm256_loadu_ps(x.as_ptr().add(8 * n)) });
+    let magnitude = |x| _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(i32::MAX));
+    let [a, b, c, d] = x.map(magnitude);
+    let largest = _mm256_max_epi32(_mm256_max_epi32(a, b), _mm256_max_epi32(c, d));
+    match scales_of(largest_lane(largest)) {
+        Err(scale) => QuantizedBlock { scale, ..QuantizedBlock::default() },
+        Ok((scale, inverse)) => {
+            let inverse = _mm256_set1_ps(inverse);
+            let [a, b, c, d] = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)));
+            // Packing works within halves of vectors: groups of 4 come out as 0 2 4 6, 1 3 5 7.
+            let packed = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let packed = _mm256_permutevar8x32_epi32(packed, order);
+            let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), packed);
+            let sum = sum_lanes(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            let mut values = [0; BLOCK_COLS];
+            // SAFETY: `values` is 32 bytes.
+            unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), packed) };
+            QuantizedBlock { values, scale, offset: -8 * sum }
+        }
+    }
+}
+
+/// The largest of lanes that are not negative.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn largest_lane(v: __m256i) -> u32 {
+    let v = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+    let v = _mm_max_epi32(v, _mm_shuffle_epi32::<0b0100_1110>(v));
+    let v = _mm_max_epi32(v, _mm_shuffle_epi32::<0b1011_0001>(v));
+    _mm_cvtsi128_si32(v).cast_unsigned()
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn sum_lanes(v: __m256i) -> i32 {
+    let v = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+    let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b0100_1110>(v));
+    _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32::<0b1011_0001>(v)))
+}
+
+/// Sums of `T` tokens.
+///
+/// # Safety
+/// Every token must have as many blocks as the tile.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn dots<const T: usize>(
+    tile: Tile<'_>,
+    x: &[&[QuantizedBlock]; T],
+    sums: &mut [TileSums; T],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match tile.kind {
+            PackedType::Q4_0 => {
+                blocks(tile.quants, tile.scales, x, sums, |quants, x| whole_dots_q4_0(quants, x))
+            }
+            PackedType::Q8_0 => {
+                blocks(tile.quants, tile.scales, x, sums, |quants, x| whole_dots_q8_0(quants, x))
+            }
+        }
+    }
+}
+
+/// Adds up blocks of `BYTES` bytes of quants, whose whole dot products `dots` knows: two vectors of 8 rows a token.
+///
+/// # Safety
+/// Every token must have as many blocks as there are scales.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(super) unsafe fn blocks<const BYTES: usize, const T: usize>(
+    quants: &[u8],
+    scales: &[TileScales],
+    x: &[&[QuantizedBlock]; T],
+    sums: &mut [TileSums; T],
+    dots: impl Fn(&[u8; BYTES], [&QuantizedBlock; T]) -> [[__m256i; 2]; T],
+) {
+    // SAFETY: a token's sums are 16 numbers.
+    let mut acc: [[__m256; 2]; T] = std::array::from_fn(|t| unsafe {
+        [_mm256_loadu_ps(sums[t].as_ptr()), _mm256_loadu_ps(sums[t].as_ptr().add(8))]
+    });
+    for (b, (quants, scales)) in quants.as_chunks::<BYTES>().0.iter().zip(scales).enumerate() {
+        // SAFETY: `b` counts blocks, and the caller promises that every token has as many.
+        let x: [&QuantizedBlock; T] = std::array::from_fn(|t| unsafe { x[t].get_unchecked(b) });
+        if T == 1 {
+            prefetch(quants);
+            prefetch(scales);
+        }
+        let dots = dots(quants, x);
+        for half in 0..2 {
+            // SAFETY: a block's scales are 16 f16; each half is 8 of them.
+            let scales =
+                _mm256_cvtph_ps(unsafe { _mm_loadu_si128(scales.as_ptr().add(8 * half).cast()) });
+            for t in 0..T {
+                let scale = _mm256_mul_ps(scales, _mm256_set1_ps(x[t].scale));
+                let dot = _mm256_cvtepi32_ps(dots[t][half]);
+                acc[t][half] = _mm256_fmadd_ps(dot, scale, acc[t][half]);
+            }
+        }
+    }
+    for t in 0..T {
+        // SAFETY: as where they were loaded.
+        unsafe {
+            _mm256_storeu_ps(sums[t].as_mut_ptr(), acc[t][0]);
+            _mm256_storeu_ps(sums[t].as_mut_ptr().add(8), acc[t][1]);
+        }
+    }
+}
+
+/// A group of 4 values in every lane.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(super) fn group_of(x: &QuantizedBlock, group: usize) -> __m256i {
+    _mm256_set1_epi32(i32::from_le_bytes(x.values.as_chunks::<4>().0[group].map(i8::cast_unsigned)))
+}
+
+/// A vector of a block's quants: half a group.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(super) fn quants_at<const BYTES: usize>(quants: &[u8; BYTES], vector: usize) -> __m256i {
+    let bytes = &quants.as_chunks::<32>().0[vector];
+    // SAFETY: these are 32 bytes.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn whole_dots_q4_0<const T: usize>(
+    quants: &[u8; 256],
+    x: [&QuantizedBlock; T],
+) -> [[__m256i; 2]; T] {
+    let mask = _mm256_set1_epi8(15);
+    let mut sums = [[_mm256_setzero_si256(); 2]; T];
+    for group in 0..4 {
+        let packed: [_; 2] = std::array::from_fn(|half| quants_at(quants, 2 * group + half));
+        let low = packed.map(|q| _mm256_and_si256(q, mask));
+        let high = packed.map(|q| _mm256_and_si256(_mm256_srli_epi16::<4>(q), mask));
+        for t in 0..T {
+            for (q, x) in [(low, group_of(x[t], group)), (high, group_of(x[t], group + 4))] {
+                for half in 0..2 {
+                    let products = _mm256_maddubs_epi16(q[half], x);
+                    sums[t][half] = _mm256_add_epi16(sums[t][half], products);
+                }
+            }
+        }
+    }
+    std::array::from_fn(|t| {
+        let offset = _mm256_set1_epi32(x[t].offset);
+        sums[t].map(|s| _mm256_add_epi32(_mm256_madd_epi16(s, _mm256_set1_epi16(1)), offset))
+    })
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn whole_dots_q8_0<const T: usize>(
+    quants: &[u8; 512],
+    x: [&QuantizedBlock; T],
+) -> [[__m256i; 2]; T] {
+    let ones = _mm256_set1_epi16(1);
+    let mut sums = [[_mm256_setzero_si256(); 2]; T];
+    for group in 0..8 {
+        let q: [_; 2] = std::array::from_fn(|half| quants_at(quants, 2 * group + half));
+        let magnitudes = q.map(|q| _mm256_abs_epi8(q));
+        for t in 0..T {
+            let x = group_of(x[t], group);
+            for half in 0..2 {
+                let signed = _mm256_sign_epi8(x, q[half]);
+                let pairs = _mm256_maddubs_epi16(magnitudes[half], signed);
+                sums[t][half] = _mm256_add_epi32(sums[t][half], _mm256_madd_epi16(pairs, ones));
+            }
+        }
+    }
+    sums
+}

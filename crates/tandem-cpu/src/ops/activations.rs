@@ -1,0 +1,190 @@
+//! The input of products: activations in f32 and, for packed weights, in 8 bits.
+//!
+//! Packed weights are multiplied in whole numbers, so activations are quantized too: blocks of 32 along a token's
+//! row, each with an f32 scale that makes its largest magnitude 127. That happens once for an input, however many
+//! products it goes into.
+
+use tandem_memory::packed::BLOCK_COLS;
+
+use super::Weights;
+use crate::cpu::Cpu;
+use crate::disjoint::Disjoint;
+use crate::isa::QuantizedBlock;
+
+/// Blocks handed to a thread at a time: a few microseconds of work.
+const CHUNK: usize = 256;
+
+/// Activations of some tokens in 8 bits. Keeps its memory from one input to the next.
+#[derive(Debug, Default)]
+pub struct QuantizedActivations {
+    /// Blocks of a token.
+    row: usize,
+    blocks: Vec<QuantizedBlock>,
+    /// What the blocks leave out, where that is wanted.
+    residuals: Vec<QuantizedBlock>,
+}
+
+/// How exactly activations are quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// To 8 bits.
+    Bits8,
+    /// To 16 bits: 8 bits, and 8 more for what those leave out. Products take twice the arithmetic, and read the
+    /// weights no more often.
+    Bits16,
+}
+
+impl QuantizedActivations {
+    /// Quantizes `x`, `[token][cols]`, in place of what was there before.
+    ///
+    /// A block that holds a number that is not finite is NaN as a whole.
+    ///
+    /// # Panics
+    /// When `cols` is no whole number of blocks of 32, or `x` no whole number of rows.
+    #[allow(unsafe_code)]
+    pub fn fill(&mut self, cpu: &Cpu, x: &[f32], cols: usize, precision: Precision) {
+        assert!(cols.is_multiple_of(BLOCK_COLS), "{cols} columns are no blocks of {BLOCK_COLS}");
+        super::tokens("activations to quantize", x.len(), cols);
+        let count = x.len() / BLOCK_COLS;
+        let residual_count = if precision == Precision::Bits16 { count } else { 0 };
+        self.row = cols / BLOCK_COLS;
+        self.blocks.resize(count, QuantizedBlock::default());
+        self.residuals.resize(residual_count, QuantizedBlock::default());
+        let blocks = Disjoint::new(&mut self.blocks);
+        let residuals = Disjoint::new(&mut self.residuals);
+        cpu.team().for_each_chunk(count, CHUNK, &|chunk| {
+            let x = &x[chunk.start * BLOCK_COLS..chunk.end * BLOCK_COLS];
+            // SAFETY: chunks do not overlap.
+            let out = unsafe { blocks.part(chunk.start, chunk.len()) };
+            cpu.packed().quantize(x, out);
+            if precision == Precision::Bits16 {
+                // SAFETY: chunks do not overlap.
+                let residuals = unsafe { residuals.part(chunk.start, chunk.len()) };
+                quantize_rest(cpu, x, out, residuals);
+            }
+        });
+    }
+
+    /// Tokens.
+    pub fn tokens(&self) -> usize {
+        self.blocks.len().checked_div(self.row).unwrap_or(0)
+    }
+
+    /// Activations of a token.
+    pub fn cols(&self) -> usize {
+        self.row * BLOCK_COLS
+    }
+
+    /// What the 8 or 16 bits stand for, `[token][cols]`.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let mut x: Vec<f32> = self.blocks.iter().flat_map(values_of).collect();
+        for (x, rest) in x.iter_mut().zip(self.residuals.iter().flat_map(values_of)) {
+            *x += rest;
+        }
+        x
+    }
+
+    /// One token's blocks, or those of its residuals.
+    fn row(&self, token: usize, plane: usize) -> &[QuantizedBlock] {
+        let plane = if plane == 0 { &self.blocks } else { &self.residuals };
+        &plane[token * self.row..][..self.row]
+    }
+}
+
+fn values_of(block: &QuantizedBlock) -> [f32; BLOCK_COLS] {
+    block.values.map(|value| f32::from(value) * block.scale)
+}
+
+/// Quantizes what `blocks` leave out of `x`.
+fn quantize_rest(cpu: &Cpu, x: &[f32], blocks: &[QuantizedBlock], out: &mut [QuantizedBlock]) {
+    let x = x.as_chunks::<BLOCK_COLS>().0;
+    for ((x, block), out) in x.iter().zip(blocks).zip(out.chunks_exact_mut(1)) {
+        let mut rest = values_of(block);
+        rest.iter_mut().zip(x).for_each(|(rest, x)| *rest = x - *rest);
+        cpu.packed().quantize(&rest, out);
+    }
+}
+
+/// Activations that go into a product: all tokens of a batch, or some of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    x: &'a [f32],
+    quantized: Option<&'a QuantizedActivations>,
+    selected: Option<&'a [u32]>,
+}
+
+impl<'a> Input<'a> {
+    /// Activations in f32, `[token][cols]`, for weights that are not packed.
+    pub fn exact(x: &'a [f32]) -> Self {
+        Self { x, quantized: None, selected: None }
+    }
+
+    /// Activations `[token][cols]` for the products with `weights`; quantizes them into `buffer`, to `precision`,
+    /// if one of those is packed.
+    ///
+    /// # Panics
+    /// When the weights differ in columns, or `x` is no whole number of rows.
+    pub fn new(
+        cpu: &Cpu,
+        x: &'a [f32],
+        weights: &[Weights<'_>],
+        precision: Precision,
+        buffer: &'a mut QuantizedActivations,
+    ) -> Self {
+        let Some(packed) = weights.iter().find(|weights| weights.is_packed()) else {
+            return Self::exact(x);
+        };
+        buffer.fill(cpu, x, packed.cols(), precision);
+        Self { x, quantized: Some(buffer), selected: None }
+    }
+
+    /// The tokens of these numbers, in this order, in place of all.
+    #[must_use]
+    pub fn select(self, tokens: &'a [u32]) -> Self {
+        Self { selected: Some(tokens), ..self }
+    }
+
+    /// Tokens that go into the product, at `cols` activations a token.
+    pub(super) fn tokens(&self, cols: usize) -> usize {
+        let all = super::tokens("matmul input", self.x.len(), cols);
+        if let Some(quantized) = self.quantized {
+            assert_eq!((quantized.tokens(), quantized.cols()), (all, cols), "quantized input");
+        }
+        self.selected.map_or(all, <[u32]>::len)
+    }
+
+    /// Whether only some tokens of a batch go in.
+    pub(super) fn is_selection(&self) -> bool {
+        self.selected.is_some()
+    }
+
+    /// All tokens of the batch in f32.
+    pub(super) fn rows(&self) -> &'a [f32] {
+        self.x
+    }
+
+    /// A token in f32.
+    pub(super) fn row(&self, token: usize, cols: usize) -> &'a [f32] {
+        &self.x[self.place(token) * cols..][..cols]
+    }
+
+    /// Rows of 8 bits that a token has: 2 where the second is what the first leaves out.
+    pub(super) fn planes(&self) -> usize {
+        match self.quantized {
+            Some(quantized) if !quantized.residuals.is_empty() => 2,
+            _ => 1,
+        }
+    }
+
+    /// One of a token's rows of 8 bits.
+    pub(super) fn quantized_row(&self, token: usize, plane: usize) -> &'a [QuantizedBlock] {
+        let Some(quantized) = self.quantized else {
+            panic!("packed weights take quantized activations");
+        };
+        quantized.row(self.place(token), plane)
+    }
+
+    fn place(&self, token: usize) -> usize {
+        self.selected.map_or(token, |selected| selected[token] as usize)
+    }
+}

@@ -1,0 +1,148 @@
+//! Products of weight matrices with activations.
+//!
+//! With one token every weight is used once: the rows are decoded in registers as they stream in from memory, and
+//! that is bound by the memory. With more tokens the same row serves all of them, and the arithmetic is the limit.
+//! How that is done differs with the form of the weights: [`rows`] for matrices as they are in files, in f32;
+//! [`packed`] for packed ones, in whole numbers.
+//!
+//! Several products can be computed in one go ([`matmul_all`]). The threads then wait for each other once, not
+//! once for each matrix, which matters where matrices are small: a router's experts have 448 rows.
+
+mod packed;
+mod rows;
+
+use std::ops::Range;
+
+use super::{Input, Weights};
+use crate::cpu::Cpu;
+use crate::disjoint::Disjoint;
+
+/// One product: `out = weights * x + bias` for every token of the input.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// `[rows][cols]`.
+    pub weights: Weights<'a>,
+    /// `[rows]`.
+    pub bias: Option<&'a [f32]>,
+    /// Tokens of `[cols]`.
+    pub input: Input<'a>,
+    /// `[token][rows]`; overwritten.
+    pub out: &'a mut [f32],
+}
+
+/// `out = weights * x + bias` for every token of the input: `out` is `[token][rows]`.
+///
+/// # Panics
+/// When the slices do not fit the matrix and each other, or packed weights meet an input that is not quantized.
+pub fn matmul<'a>(
+    cpu: &Cpu,
+    weights: impl Into<Weights<'a>>,
+    bias: Option<&'a [f32]>,
+    input: Input<'a>,
+    out: &'a mut [f32],
+) {
+    matmul_all(cpu, &mut [Product { weights: weights.into(), bias, input, out }]);
+}
+
+/// Several products in one go. They may differ in everything, the number of tokens included.
+///
+/// # Panics
+/// When what belongs to one product does not fit together.
+pub fn matmul_all(cpu: &Cpu, products: &mut [Product<'_>]) {
+    let work: usize =
+        products.iter().map(|p| p.weights.rows() * p.weights.cols() * tokens_of(p)).sum();
+    let share = work / cpu.team().threads();
+    let mut end = 0;
+    let tasks: Vec<Task<'_>> = products
+        .iter_mut()
+        .map(|product| {
+            let task = Task::new(product, end, share);
+            end = task.items.end;
+            task
+        })
+        .collect();
+    cpu.team().for_each_chunk(end, 1, &|items| {
+        for item in items {
+            let task = &tasks[tasks.partition_point(|task| task.items.end <= item)];
+            task.run(cpu, item - task.items.start);
+        }
+    });
+}
+
+fn tokens_of(product: &Product<'_>) -> usize {
+    product.input.tokens(product.weights.cols())
+}
+
+/// A product, cut into items: blocks of tokens, and within each of them ranges of rows.
+struct Task<'a> {
+    weights: Weights<'a>,
+    input: Input<'a>,
+    output: Output<'a>,
+    tokens: usize,
+    cut: Cut,
+    /// This product's numbers among the items of all products.
+    items: Range<usize>,
+}
+
+/// Size of an item.
+struct Cut {
+    rows: usize,
+    tokens: usize,
+}
+
+impl<'a> Task<'a> {
+    /// Cuts a product; `share` is what a thread has to do in all, in weights times tokens.
+    fn new(product: &'a mut Product<'_>, first_item: usize, share: usize) -> Self {
+        let tokens = tokens_of(product);
+        let (rows, cols) = (product.weights.rows(), product.weights.cols());
+        assert_eq!(product.out.len(), tokens * rows, "matmul output of {tokens} tokens x {rows}");
+        if let Some(bias) = product.bias {
+            assert_eq!(bias.len(), rows, "matmul bias");
+        }
+        let cut = match product.weights {
+            Weights::Rows(_) => rows::cut(tokens, cols, share),
+            Weights::Packed(_) => packed::cut(product.input, cols, share),
+        };
+        let items = first_item..first_item + rows.div_ceil(cut.rows) * tokens.div_ceil(cut.tokens);
+        let output = Output { bias: product.bias, rows, out: Disjoint::new(product.out) };
+        Self { weights: product.weights, input: product.input, output, tokens, cut, items }
+    }
+
+    /// Computes one item. Neighbouring items share their block of tokens, which then is in a shared cache.
+    fn run(&self, cpu: &Cpu, item: usize) {
+        let row_parts = self.output.rows.div_ceil(self.cut.rows);
+        let part =
+            |index: usize, size: usize, end: usize| index * size..((index + 1) * size).min(end);
+        let rows = part(item % row_parts, self.cut.rows, self.output.rows);
+        let tokens = part(item / row_parts, self.cut.tokens, self.tokens);
+        match &self.weights {
+            Weights::Rows(matrix) => {
+                rows::run(cpu.kernels(), matrix, self.input, rows, tokens, &self.output);
+            }
+            Weights::Packed(matrix) => {
+                packed::run(cpu.packed(), matrix, self.input, rows, tokens, &self.output);
+            }
+        }
+    }
+}
+
+/// Where the results of a product go.
+struct Output<'a> {
+    bias: Option<&'a [f32]>,
+    rows: usize,
+    out: Disjoint<'a, f32>,
+}
+
+impl Output<'_> {
+    /// Writes the sums of one token, from row `first` on, with the bias added.
+    #[allow(unsafe_code)]
+    fn write(&self, token: usize, first: usize, sums: &[f32]) {
+        // SAFETY: every item is run once, items differ in their tokens or their rows, and what is handed out ends
+        // with this call.
+        let out = unsafe { self.out.part(token * self.rows + first, sums.len()) };
+        out.copy_from_slice(sums);
+        if let Some(bias) = self.bias {
+            super::add(out, &bias[first..][..sums.len()]);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Products with packed weights: activations in 8 bits, sums in whole numbers block by block.
+//!
+//! A tile of 16 rows is multiplied with all tokens of an item while it lies in the first-level cache, a stretch of
+//! columns at a time. Sums continue from stretch to stretch in the same order, so where a product is cut makes no
+//! difference to the result.
+
+use std::ops::Range;
+
+use tandem_memory::PackedMatrix;
+use tandem_memory::packed::TILE_ROWS;
+
+use super::{Cut, Output};
+use crate::isa::{PackedKernels, QuantizedBlock, Tile};
+use crate::ops::Input;
+use crate::scratch::with_scratch;
+
+/// Rows of activations that an item has, at most. With 4096 columns they are 330 KB: a fraction of a second-level
+/// cache, where they stay while tile after tile of weights comes by.
+const MAX_ROWS: usize = 64;
+/// An item has a multiple of as many, which every instruction set takes at a time.
+const ROWS: usize = 8;
+/// Blocks of a stretch of columns: of a tile that is 9 KB or 17 KB, so it stays in the first-level cache for all
+/// tokens of an item.
+const STRETCH: usize = 32;
+/// Work items a thread should find, so that threads of different speed end together.
+const ITEMS_PER_THREAD: usize = 16;
+/// Weights times tokens below which an item costs more to hand out than to do: half a microsecond of memory.
+const MIN_WORK: usize = 1 << 14;
+
+/// Cuts a product into ranges of tiles.
+pub(super) fn cut(input: Input<'_>, cols: usize, share: usize) -> Cut {
+    // In what follows tokens count twice where they have two rows of activations.
+    let planes = input.planes();
+    let x_rows = input.tokens(cols) * planes;
+    let parts = x_rows.div_ceil(MAX_ROWS).max(1);
+    let item_rows = x_rows.div_ceil(parts).next_multiple_of(ROWS).max(ROWS);
+    let tile_work = TILE_ROWS * cols * x_rows.clamp(1, item_rows);
+    let tiles = (share * planes / ITEMS_PER_THREAD).max(MIN_WORK).div_ceil(tile_work);
+    Cut { rows: tiles * TILE_ROWS, tokens: item_rows / planes }
+}
+
+/// Computes one item.
+pub(super) fn run(
+    kernels: &dyn PackedKernels,
+    weights: &PackedMatrix<'_>,
+    input: Input<'_>,
+    rows: Range<usize>,
+    tokens: Range<usize>,
+    output: &Output<'_>,
+) {
+    let (kind, blocks) = (weights.layout().kind(), weights.layout().blocks());
+    let planes = input.planes();
+    let x_rows = tokens.len() * planes;
+    // A few tokens take the tile once, from one end to the other.
+    let stretch = if x_rows <= ROWS { blocks } else { STRETCH };
+    with_scratch([x_rows * TILE_ROWS], |[sums]| {
+        let sums = sums.as_chunks_mut::<TILE_ROWS>().0;
+        for first in rows.clone().step_by(TILE_ROWS) {
+            let tile = Tile::new(kind, weights.tile(first / TILE_ROWS));
+            sums.fill([0.0; TILE_ROWS]);
+            for start in (0..blocks).step_by(stretch) {
+                let part = start..(start + stretch).min(blocks);
+                let mut x: [&[QuantizedBlock]; MAX_ROWS] = [&[]; MAX_ROWS];
+                for (i, x) in x[..x_rows].iter_mut().enumerate() {
+                    let token = tokens.start + i / planes;
+                    *x = &input.quantized_row(token, i % planes)[part.clone()];
+                }
+                kernels.dots(tile.part(part), &x[..x_rows], sums);
+            }
+            let count = (rows.end - first).min(TILE_ROWS);
+            for (token, sums) in tokens.clone().zip(sums.chunks_exact_mut(planes)) {
+                if let [sums, rest] = sums {
+                    super::super::add(sums, rest);
+                }
+                output.write(token, first, &sums[0][..count]);
+            }
+        }
+    });
+}

@@ -1,0 +1,60 @@
+//! A matrix of weights in either form.
+
+use tandem_memory::PackedMatrix;
+
+use super::MatrixRef;
+
+/// A matrix of weights: in rows as in a file, or packed.
+#[derive(Clone, Copy, Debug)]
+pub enum Weights<'a> {
+    /// Encoded rows; multiplied with activations in f32.
+    Rows(MatrixRef<'a>),
+    /// Packed tiles; multiplied with activations in 8 bits.
+    Packed(PackedMatrix<'a>),
+}
+
+impl Weights<'_> {
+    /// Rows: features of the output.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Rows(matrix) => matrix.rows,
+            Self::Packed(matrix) => matrix.rows(),
+        }
+    }
+
+    /// Columns: features of the input.
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::Rows(matrix) => matrix.cols,
+            Self::Packed(matrix) => matrix.cols(),
+        }
+    }
+
+    /// Whether products take activations in 8 bits.
+    pub fn is_packed(&self) -> bool {
+        matches!(self, Self::Packed(_))
+    }
+
+    /// Decodes one row, as an embedding table needs.
+    ///
+    /// # Panics
+    /// When there is no such row, or `out` is not as long as one.
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        match self {
+            Self::Rows(matrix) => matrix.decode_row(row, out),
+            Self::Packed(matrix) => matrix.decode_row(row, out),
+        }
+    }
+}
+
+impl<'a> From<MatrixRef<'a>> for Weights<'a> {
+    fn from(matrix: MatrixRef<'a>) -> Self {
+        Self::Rows(matrix)
+    }
+}
+
+impl<'a> From<PackedMatrix<'a>> for Weights<'a> {
+    fn from(matrix: PackedMatrix<'a>) -> Self {
+        Self::Packed(matrix)
+    }
+}

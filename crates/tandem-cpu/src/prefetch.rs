@@ -1,0 +1,24 @@
+//! Asking for memory before it is needed.
+//!
+//! Processors see by themselves that memory is read in order, but they look no further ahead than their window of
+//! pending instructions reaches, and arithmetic fills that window. Asking early gained a matrix-vector product 20 to
+//! 30 % on AVX2 (Zen 4), and any distance from 2 to 8 KB did.
+#![allow(unsafe_code)]
+
+/// How far ahead, in bytes.
+const AHEAD: usize = 4096;
+
+/// Asks for what lies [`AHEAD`] of something: what will follow it in the same stretch of memory.
+#[inline(always)]
+pub(crate) fn prefetch<T>(here: &T) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..size_of::<T>().div_ceil(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let there = (&raw const *here).cast::<i8>().wrapping_add(AHEAD + 64 * line);
+        // SAFETY: a prefetch reads nothing that the program could see, is ignored where there is no memory, and
+        // every x86-64 processor has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(there) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = here;
+}

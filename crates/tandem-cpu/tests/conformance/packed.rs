@@ -1,0 +1,329 @@
+//! Products of packed weights and activations in 8 bits.
+//!
+//! The oracle multiplies what the weights and the 8-bit activations stand for, in f64. Dot products of quants are
+//! whole numbers and must be exact; what is allowed are the roundings of f32 afterwards: two for each block's
+//! product with its scales, one for each block that is added, and those of 16 bits: in `dequantize`, which the oracle
+//! starts from, and where both halves are added.
+
+use half::f16;
+use tandem_cpu::Cpu;
+use tandem_cpu::ops::{
+    Input, Precision, Product, QuantizedActivations, Weights, matmul, matmul_all,
+};
+use tandem_formats::{DType, blocks};
+use tandem_memory::{AlignedBuffer, PackedLayout, PackedMatrix, PackedType};
+
+use super::{Random, U, assert_close, every_cpu};
+
+const KINDS: [PackedType; 2] = [PackedType::Q4_0, PackedType::Q8_0];
+const PRECISIONS: [Precision; 2] = [Precision::Bits8, Precision::Bits16];
+
+/// Weights as the oracle sees them, and as the operation does.
+struct Packed {
+    layout: PackedLayout,
+    buffer: AlignedBuffer,
+    plain: Vec<f32>,
+}
+
+impl Packed {
+    /// Random bytes, so every quant occurs, and sane scales.
+    fn random(random: &mut Random, kind: PackedType, rows: usize, cols: usize) -> Self {
+        let dtype = kind.dtype();
+        let mut raw = vec![0; dtype.bytes_for(cols).unwrap() * rows];
+        raw.iter_mut().for_each(|byte| *byte = random.bits() as u8);
+        for block in raw.chunks_exact_mut(dtype.block_bytes()) {
+            block[..2].copy_from_slice(&f16::from_f32(random.number() * 0.05).to_le_bytes());
+        }
+        Self::of(kind, rows, cols, &raw)
+    }
+
+    fn of(kind: PackedType, rows: usize, cols: usize, raw: &[u8]) -> Self {
+        let layout = PackedLayout::new(kind, rows, cols).unwrap();
+        let mut buffer = AlignedBuffer::zeroed(layout.n_bytes()).unwrap();
+        let (quants, scales) = buffer.split_at_mut(layout.quant_bytes());
+        layout.pack_tiles(raw, quants, scales);
+        let mut plain = vec![0.0; rows * cols];
+        blocks::dequantize(kind.dtype(), raw, &mut plain);
+        Self { layout, buffer, plain }
+    }
+
+    fn weights(&self) -> Weights<'_> {
+        PackedMatrix::new(self.layout, &self.buffer).into()
+    }
+
+    /// `W x + b` for every token in f64, with the error that f32 may make.
+    fn oracle(&self, bias: Option<&[f32]>, x: &[f32]) -> Vec<(f64, f64)> {
+        let cols = self.layout.cols();
+        let roundings = (cols / 32 + 6) as f64;
+        let mut out = Vec::new();
+        for x in x.chunks_exact(cols) {
+            for (row, w) in self.plain.chunks_exact(cols).enumerate() {
+                let bias = bias.map_or(0.0, |bias| f64::from(bias[row]));
+                let (mut sum, mut magnitude) = (bias, bias.abs());
+                for (w, x) in w.iter().zip(x) {
+                    let product = f64::from(*w) * f64::from(*x);
+                    sum += product;
+                    magnitude += product.abs();
+                }
+                // The second term: what may be lost below the normal range.
+                let lost = cols as f64 * f64::from(f32::MIN_POSITIVE) * U * 65504.0;
+                out.push((sum, roundings * U * magnitude + lost));
+            }
+        }
+        out
+    }
+
+    /// Holds every instruction set, alone and with company, against the oracle.
+    fn check(&self, cpus: &[Cpu], bias: Option<&[f32]>, x: &[f32]) {
+        let (rows, cols) = (self.layout.rows(), self.layout.cols());
+        let tokens = x.len() / cols;
+        for precision in PRECISIONS {
+            let mut quantized = QuantizedActivations::default();
+            quantized.fill(&cpus[0], x, cols, precision);
+            let expected = self.oracle(bias, &quantized.dequantize());
+            for cpu in cpus {
+                let mut out = vec![f32::NAN; tokens * rows];
+                let input = Input::new(cpu, x, &[self.weights()], precision, &mut quantized);
+                matmul(cpu, self.weights(), bias, input, &mut out);
+                let kind = self.layout.kind();
+                let what = format!(
+                    "{} {kind:?} {rows} x {cols}, {tokens} tokens, {precision:?}",
+                    cpu.isa()
+                );
+                assert_close(&what, &out, &expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_size_and_number_of_tokens() {
+    let cpus = every_cpu();
+    let mut random = Random(31);
+    for kind in KINDS {
+        for cols in [32, 96, 448, 4096] {
+            for rows in (1..=40).filter(|rows| cols < 4096 || [1, 15, 16, 17, 40].contains(rows)) {
+                let weights = Packed::random(&mut random, kind, rows, cols);
+                let bias = random.numbers(rows);
+                // Larger rows repeat what smaller ones have shown.
+                let all_tokens: &[usize] =
+                    if rows % 8 == 1 { &[0, 1, 2, 3, 5, 17] } else { &[1, 7] };
+                for &tokens in all_tokens {
+                    let x = random.numbers(tokens * cols);
+                    weights.check(&cpus, Some(&bias[..]).filter(|_| tokens != 3), &x);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn more_tokens_than_an_item_holds() {
+    let cpus = every_cpu();
+    let mut random = Random(32);
+    for kind in KINDS {
+        let weights = Packed::random(&mut random, kind, 70, 1088);
+        for tokens in [63, 65, 150] {
+            weights.check(&cpus, None, &random.numbers(tokens * 1088));
+        }
+    }
+}
+
+/// The largest and smallest quants, scales at the ends of f16, and activations that make every sum as large as it
+/// can be, so that whatever saturates does.
+#[test]
+fn extreme_blocks() {
+    let cpus = every_cpu();
+    let mut random = Random(33);
+    let (rows, cols) = (20, 448);
+    let activations: [fn(usize, &mut Random) -> f32; 8] = [
+        |_, _| 1.0,
+        |_, _| -1.0,
+        |col, _| if col % 2 == 0 { 1.0 } else { -1.0 },
+        |col, _| if col % 32 < 16 { 1.0 } else { -1.0 },
+        |_, random| random.number(),
+        |col, random| if col < 64 { 0.0 } else { random.number() * 1e25 },
+        |_, random| random.number() * 1e-30,
+        |_, random| random.number() * 1e-38,
+    ];
+    let scales = [f16::MAX, f16::MIN, f16::MIN_POSITIVE_SUBNORMAL, f16::ZERO, f16::NEG_ZERO];
+    for kind in KINDS {
+        // -8 and 0, 7 and -1, -128, 127, a mix of signs.
+        for fill in [[0x00; 2], [0xff; 2], [0x80; 2], [0x7f; 2], [0x80, 0x7f], [0xf0, 0x0f]] {
+            let block_bytes = kind.dtype().block_bytes();
+            let mut raw = vec![0; kind.dtype().bytes_for(cols).unwrap() * rows];
+            for (i, block) in raw.chunks_exact_mut(block_bytes).enumerate() {
+                // 14 blocks a row: each row begins with another scale.
+                block[..2].copy_from_slice(&scales[i % 5].to_le_bytes());
+                block[2..].iter_mut().zip(fill.iter().cycle()).for_each(|(q, &fill)| *q = fill);
+            }
+            let weights = Packed::of(kind, rows, cols, &raw);
+            for activation in activations {
+                for tokens in [1, 11] {
+                    let x: Vec<f32> =
+                        (0..tokens * cols).map(|i| activation(i % cols, &mut random)).collect();
+                    weights.check(&cpus, None, &x);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn results_depend_neither_on_threads_nor_on_company() {
+    let mut random = Random(34);
+    let (rows, cols, tokens) = (150, 1056, 110);
+    for (kind, precision) in KINDS.into_iter().zip(PRECISIONS) {
+        let weights = Packed::random(&mut random, kind, rows, cols);
+        let x = random.numbers(tokens * cols);
+        let mut results = Vec::new();
+        for cpu in every_cpu() {
+            let product = |x: &[f32], selected: Option<&[u32]>| {
+                let mut buffer = QuantizedActivations::default();
+                let input = Input::new(&cpu, x, &[weights.weights()], precision, &mut buffer);
+                let input = selected.map_or(input, |selected| input.select(selected));
+                let count = selected.map_or(x.len() / cols, <[u32]>::len);
+                let mut out = vec![0.0; count * rows];
+                matmul(&cpu, weights.weights(), None, input, &mut out);
+                out
+            };
+            let all = product(&x, None);
+            for (first, count) in [(0, 1), (50, 1), (50, 2), (7, 3), (64, 9)] {
+                let part = product(&x[first * cols..(first + count) * cols], None);
+                assert!(part == all[first * rows..(first + count) * rows], "{}", cpu.isa());
+            }
+            let some = product(&x, Some(&[90, 3, 44, 3]));
+            for (out, token) in some.chunks_exact(rows).zip([90, 3, 44, 3]) {
+                assert!(out == &all[token * rows..][..rows], "{} token {token}", cpu.isa());
+            }
+            results.push((cpu.isa(), all));
+        }
+        for pair in results.chunks_exact(2) {
+            assert!(pair[0] == pair[1], "{kind:?}, {}", pair[0].0);
+        }
+    }
+}
+
+/// Packed and other matrices together, each product with tokens of its own.
+#[test]
+fn products_in_one_go_are_the_products() {
+    let mut random = Random(35);
+    let cols = 96;
+    let x = random.numbers(9 * cols);
+    let packed: Vec<_> = [(PackedType::Q4_0, 50), (PackedType::Q8_0, 7)]
+        .map(|(kind, rows)| Packed::random(&mut random, kind, rows, cols))
+        .into();
+    let floats: Vec<u8> = random.numbers(33 * cols).iter().flat_map(|w| w.to_le_bytes()).collect();
+    let floats = Weights::from(tandem_cpu::MatrixRef::new(DType::F32, 33, cols, &floats));
+    let selections: [&[u32]; 3] = [&[0, 8, 4], &[], &[5]];
+    for cpu in every_cpu() {
+        let weights = [packed[0].weights(), packed[1].weights(), floats];
+        let mut buffer = QuantizedActivations::default();
+        let input = Input::new(&cpu, &x, &weights, Precision::Bits8, &mut buffer);
+        let run = |tokens: &[u32], weights: Weights<'_>| {
+            let mut out = vec![f32::NAN; tokens.len() * weights.rows()];
+            matmul(&cpu, weights, None, input.select(tokens), &mut out);
+            out
+        };
+        for weights in weights {
+            let mut outs = selections.map(|tokens| vec![f32::NAN; tokens.len() * weights.rows()]);
+            let mut products: Vec<_> = (selections.iter().zip(&mut outs))
+                .map(|(tokens, out)| Product {
+                    weights,
+                    bias: None,
+                    input: input.select(tokens),
+                    out,
+                })
+                .collect();
+            matmul_all(&cpu, &mut products);
+            for (tokens, out) in selections.iter().zip(&outs) {
+                assert_eq!(*out, run(tokens, weights), "{}", cpu.isa());
+                // Selected tokens give what they give among all.
+                let all: Vec<u32> = (0..9).collect();
+                let all = run(&all, weights);
+                if weights.is_packed() || tokens.len() > 1 {
+                    for (out, &token) in out.chunks_exact(weights.rows()).zip(*tokens) {
+                        assert_eq!(out, &all[token as usize * weights.rows()..][..out.len()]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_keep_within_half_a_step() {
+    let mut random = Random(36);
+    let cols = 64;
+    let mut x = random.numbers(40 * cols);
+    for (i, block) in x.chunks_exact_mut(32).enumerate() {
+        let scale = [1.0, 1e-20, 1e20, 0.0][i % 4];
+        block.iter_mut().for_each(|x| *x *= scale);
+    }
+    // Ties, and both ends of the range.
+    x[..4].copy_from_slice(&[127.0, -127.0, 0.5, -1.5]);
+    for (precision, step) in PRECISIONS.into_iter().zip([127.0, 254.0 * 127.0]) {
+        let results = every_cpu().into_iter().map(|cpu| {
+            let mut quantized = QuantizedActivations::default();
+            quantized.fill(&cpu, &x, cols, precision);
+            assert_eq!((quantized.tokens(), quantized.cols()), (40, cols));
+            quantized.dequantize()
+        });
+        let results: Vec<_> = results.collect();
+        for (x, back) in x.chunks_exact(32).zip(results[0].chunks_exact(32)) {
+            let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+            for (x, back) in x.iter().zip(back) {
+                assert!((x - back).abs() <= largest / step * 0.501, "{x} became {back}");
+            }
+        }
+        // Not only close: the same on every machine.
+        assert!(results.iter().all(|back| *back == results[0]));
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_in_its_token() {
+    let mut random = Random(37);
+    let (rows, cols, tokens) = (20, 96, 6);
+    for kind in KINDS {
+        let weights = Packed::random(&mut random, kind, rows, cols);
+        let mut x = random.numbers(tokens * cols);
+        x[cols + 70] = f32::NAN;
+        x[3 * cols] = f32::INFINITY;
+        x[4 * cols + 33] = f32::NEG_INFINITY;
+        for cpu in every_cpu() {
+            let mut buffer = QuantizedActivations::default();
+            let input = Input::new(&cpu, &x, &[weights.weights()], Precision::Bits8, &mut buffer);
+            let mut out = vec![0.0; tokens * rows];
+            matmul(&cpu, weights.weights(), None, input, &mut out);
+            for (i, out) in out.iter().enumerate() {
+                assert_eq!(out.is_nan(), [1, 3, 4].contains(&(i / rows)), "{} {i}", cpu.isa());
+            }
+        }
+    }
+}
+
+#[test]
+fn wrong_sizes_and_inputs_are_noticed() {
+    let weights = Packed::random(&mut Random(38), PackedType::Q8_0, 4, 64);
+    for cpu in every_cpu() {
+        let fails = |cols: usize, out: usize, quantized: bool| {
+            let call = || {
+                let x = vec![0.0; 128];
+                let mut buffer = QuantizedActivations::default();
+                buffer.fill(&cpu, &x, cols, Precision::Bits8);
+                let input = if quantized {
+                    Input::new(&cpu, &x, &[weights.weights()], Precision::Bits8, &mut buffer)
+                } else {
+                    Input::exact(&x)
+                };
+                matmul(&cpu, weights.weights(), None, input, &mut vec![0.0; out]);
+            };
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_err()
+        };
+        assert!(!fails(64, 8, true));
+        assert!(fails(64, 8, false));
+        assert!(fails(64, 7, true));
+        assert!(fails(48, 8, true));
+    }
+}

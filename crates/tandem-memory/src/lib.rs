@@ -10,4 +10,4 @@ pub use aligned::{AlignedBuffer, AllocError, Element};
 pub use error::MemoryError;
 pub use kv::{KvCache, KvData, KvError, KvLayer, KvType};
 pub use packed::{PackedLayout, PackedMatrix, PackedType};
-pub use store::{StoredRows, StoredTensor, WeightStore};
+pub use store::{Packing, StoredRows, StoredTensor, WeightStore};

@@ -46,6 +46,15 @@ enum Form {
     Packed(PackedLayout),
 }
 
+/// What becomes of matrices that have a packed form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// They are packed: fast, with activations in 8 bits.
+    Packed,
+    /// They stay as they are in the file: slow, with activations in f32.
+    AsInFile,
+}
+
 /// A tensor in the store.
 #[derive(Clone, Copy, Debug)]
 pub enum StoredTensor<'a> {
@@ -90,10 +99,11 @@ impl WeightStore {
     /// Where memory is short, where a file cannot be read, and where a weight is NaN or infinite.
     pub fn load(
         checkpoint: &Checkpoint,
+        packing: Packing,
         threads: usize,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self, MemoryError> {
-        let (tensors, order, total) = place(checkpoint);
+        let (tensors, order, total) = place(checkpoint, packing);
         let mut buffer = AlignedBuffer::zeroed(total)?;
         buffer.advise_huge_pages();
         let tasks = read_tasks(checkpoint, &tensors, &order, buffer.as_mut_slice());
@@ -158,7 +168,7 @@ impl WeightStore {
 
 impl Form {
     /// How a tensor of the file is kept.
-    fn of(id: TensorId, entry: &Entry) -> Self {
+    fn of(id: TensorId, entry: &Entry, packing: Packing) -> Self {
         let Entry { dtype, rows, cols, .. } = *entry;
         match id.component() {
             Component::Norm | Component::Bias | Component::Router => {
@@ -168,6 +178,7 @@ impl Form {
             | Component::Attention
             | Component::Experts
             | Component::LmHead => PackedType::of(dtype)
+                .filter(|_| packing == Packing::Packed)
                 .and_then(|kind| PackedLayout::new(kind, rows, cols))
                 .map_or(Self::Rows { dtype, rows, cols }, Self::Packed),
         }
@@ -219,12 +230,15 @@ impl Form {
 }
 
 /// Lays the tensors out in catalogue order; answers places, order and total bytes.
-fn place(checkpoint: &Checkpoint) -> (HashMap<TensorId, Placed>, Vec<TensorId>, usize) {
+fn place(
+    checkpoint: &Checkpoint,
+    packing: Packing,
+) -> (HashMap<TensorId, Placed>, Vec<TensorId>, usize) {
     let mut tensors = HashMap::new();
     let mut order = Vec::new();
     let mut end = 0usize;
     for (id, entry) in checkpoint.tensors() {
-        let form = Form::of(id, &entry);
+        let form = Form::of(id, &entry, packing);
         let offset = end.next_multiple_of(TENSOR_ALIGN);
         end = offset + form.n_bytes();
         tensors.insert(id, Placed { form, offset });

@@ -1,7 +1,7 @@
 //! A model in memory: config and weights, shared by everything that computes with it.
 
 use tandem_cpu::ops::{MatrixRef, Weights};
-use tandem_memory::{StoredTensor, WeightStore};
+use tandem_memory::{Packing, StoredTensor, WeightStore};
 use tandem_model::catalogue::LayerTensor;
 use tandem_model::{Checkpoint, PhimoeConfig, TensorId};
 
@@ -23,7 +23,29 @@ impl Model {
         threads: usize,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self> {
-        let weights = WeightStore::load(checkpoint, threads, progress)?;
+        Self::load_with(checkpoint, Packing::Packed, threads, progress)
+    }
+
+    /// As [`Self::load`], with every matrix as it is in the file, so that all activations stay f32: the exact path,
+    /// to compare with.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_exact(
+        checkpoint: &Checkpoint,
+        threads: usize,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Self> {
+        Self::load_with(checkpoint, Packing::AsInFile, threads, progress)
+    }
+
+    fn load_with(
+        checkpoint: &Checkpoint,
+        packing: Packing,
+        threads: usize,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Self> {
+        let weights = WeightStore::load(checkpoint, packing, threads, progress)?;
         Ok(Self { config: checkpoint.config().clone(), weights })
     }
 

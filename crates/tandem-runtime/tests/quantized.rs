@@ -1,7 +1,7 @@
 //! Models in 8 and 4 bits: packed weights and activations in 8 bits.
 //!
 //! Quantized weights are another model, so the reference's logits are no oracle. Two things are: the same quantized
-//! weights decoded to f32, run by the exact path; and how well the model still predicts text.
+//! weights on the exact path; and how well the model still predicts text.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,11 +18,15 @@ use tandem_testkit::testdata;
 /// What the bf16 weights reach on the test stories, by `transformers`.
 const REFERENCE_PERPLEXITY: f64 = 22.4294;
 
-fn engine(checkpoint: &Checkpoint, threads: usize, batch: usize) -> (Executor, KvCache) {
-    let model = Arc::new(Model::load(checkpoint, threads, &|_| {}).unwrap());
+fn engine(checkpoint: &Checkpoint, threads: usize) -> (Executor, KvCache) {
+    engine_of(Model::load(checkpoint, threads, &|_| {}).unwrap(), threads)
+}
+
+fn engine_of(model: Model, threads: usize) -> (Executor, KvCache) {
+    let model = Arc::new(model);
     let c = model.config();
     let kv = KvCache::new(c.n_layers, c.n_kv_heads, c.head_dim, c.context_length, KvType::F32);
-    (Executor::new(model, threads, batch).unwrap(), kv.unwrap())
+    (Executor::new(model, threads, 256).unwrap(), kv.unwrap())
 }
 
 /// Writes a model with its matrices in `dtype`.
@@ -34,15 +38,15 @@ fn converted(source: &Checkpoint, folder: &tempfile::TempDir, dtype: DType) -> C
 
 /// What differs from the exact path on the same weights is the rounding of activations to 8 bits.
 #[test]
-fn logits_are_those_of_the_decoded_weights_but_for_8_bit_activations() {
+fn logits_are_those_of_the_exact_path_but_for_8_bit_activations() {
     let folder = tempfile::tempdir().unwrap();
     let original = Checkpoint::open(&stories_bf16()).unwrap();
     let prompt = &tandem_golden::stories()[0];
     for dtype in [DType::Q8_0, DType::Q4_0] {
-        let packed = converted(&original, &folder, dtype);
-        let decoded = converted(&packed, &folder, DType::F32);
-        let [packed, exact] = [packed, decoded].map(|checkpoint| {
-            let (mut executor, mut kv) = engine(&checkpoint, 2, 256);
+        let checkpoint = converted(&original, &folder, dtype);
+        let exact = Model::load_exact(&checkpoint, 2, &|_| {}).unwrap();
+        let [packed, exact] = [engine(&checkpoint, 2), engine_of(exact, 2)].map(|engine| {
+            let (mut executor, mut kv) = engine;
             evaluate(&mut executor, &mut kv, &prompt.ids, LogitsFor::All, None).unwrap()
         });
         let square = |x: f32| f64::from(x) * f64::from(x);
@@ -65,7 +69,7 @@ fn logits_do_not_depend_on_the_team() {
     for dtype in [DType::Q8_0, DType::Q4_0] {
         let checkpoint = converted(&original, &folder, dtype);
         let logits = |threads| {
-            let (mut executor, mut kv) = engine(&checkpoint, threads, 256);
+            let (mut executor, mut kv) = engine(&checkpoint, threads);
             evaluate(&mut executor, &mut kv, &prompt.ids, LogitsFor::Last, None).unwrap()
         };
         let expected = logits(1);
@@ -79,7 +83,7 @@ fn logits_do_not_depend_on_the_team() {
 fn an_8_bit_model_predicts_text_as_well_as_the_original() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = converted(&Checkpoint::open(&stories_bf16()).unwrap(), &folder, DType::Q8_0);
-    let (mut executor, mut kv) = engine(&checkpoint, 2, 256);
+    let (mut executor, mut kv) = engine(&checkpoint, 2);
     let mut sum = Perplexity::default();
     for ids in pieces(&checkpoint, testdata("stories/perplexity.json")) {
         sum.add(score(&mut executor, &mut kv, &ids).unwrap());

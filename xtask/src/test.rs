@@ -8,7 +8,7 @@ use crate::shell::{output, root, run};
 
 #[derive(Args)]
 pub(crate) struct TestArgs {
-    /// Passed on to cargo, as in `cargo xtask test -- -p tandem-model`
+    /// What to test instead of everything, passed on to cargo, as in `cargo xtask test -- -p tandem-model`
     #[arg(last = true)]
     cargo: Vec<String>,
 }
@@ -20,9 +20,12 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<()> {
     tests.current_dir(root());
     // nextest runs tests of all crates side by side; cargo's own runner does without a further program.
     if output(Command::new(&cargo).args(["nextest", "--version"])).is_ok() {
-        tests.args(["nextest", "run", "--workspace", "--no-fail-fast"]);
+        tests.args(["nextest", "run", "--no-fail-fast"]);
     } else {
-        tests.args(["test", "--workspace", "--no-fail-fast"]);
+        tests.args(["test", "--no-fail-fast"]);
+    }
+    if args.cargo.is_empty() {
+        tests.arg("--workspace");
     }
     run(tests.args(&args.cargo))
 }

@@ -33,17 +33,7 @@ impl PackedKernels for AvxVnni {
     fn dots(&self, tile: Tile<'_>, x: &[&[QuantizedBlock]], sums: &mut [TileSums]) {
         let mut tokens = Tokens::new(tile, x, sums);
         // SAFETY: `self` exists, so the machine has the instructions; `Tokens` checked the number of blocks.
-        unsafe {
-            while let Some((x, sums)) = tokens.take() {
-                dots::<4>(tile, x, sums);
-            }
-            while let Some((x, sums)) = tokens.take() {
-                dots::<2>(tile, x, sums);
-            }
-            while let Some((x, sums)) = tokens.take() {
-                dots::<1>(tile, x, sums);
-            }
-        }
+        unsafe { in_batches!(tokens, tile, dots, 4, 2, 1) }
     }
 }
 

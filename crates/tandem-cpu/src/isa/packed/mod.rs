@@ -12,6 +12,18 @@
 //! Quants of q4_0 have an offset of 8. `sum((q - 8) x) = sum(q x) - 8 sum(x)`, and the second term is known from
 //! quantizing the activations ([`QuantizedBlock::offset`]): it is where the sum starts.
 
+/// Takes a tile's tokens in batches of the sizes given, the largest first, and hands each batch to `dots`.
+///
+/// A macro because the batch size is a parameter of the kernel's type.
+#[cfg(target_arch = "x86_64")]
+macro_rules! in_batches {
+    ($tokens:ident, $tile:ident, $dots:ident, $($size:literal),+) => {{
+        $(while let Some((x, sums)) = $tokens.take() {
+            $dots::<$size>($tile, x, sums);
+        })+
+    }};
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

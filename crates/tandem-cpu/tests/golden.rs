@@ -7,7 +7,8 @@
 use std::path::{Path, PathBuf};
 
 use tandem_cpu::ops::{
-    Input, Rope, add, add_scaled, argmax, attention, layer_norm, matmul, silu_mul,
+    Input, LayerNorm, Precision, QuantizedActivations, Rope, add, add_scaled, argmax, attention,
+    matmul, silu_mul,
 };
 use tandem_cpu::{Cpu, Isa, MatrixRef, ThreadTeam};
 use tandem_formats::DType;
@@ -68,7 +69,7 @@ impl<'a> Pass<'a> {
         let (weight, bias) =
             (self.vector(&format!("{name}.weight")), self.vector(&format!("{name}.bias")));
         let mut out = vec![0.0; x.len()];
-        layer_norm(self.cpu, x, &weight, &bias, EPS, &mut out);
+        LayerNorm { weight: &weight, bias: &bias, eps: EPS }.apply(self.cpu, x, &mut out);
         out
     }
 
@@ -118,7 +119,15 @@ impl<'a> Pass<'a> {
                 let matrix = |w: &str| name(format!("experts.{expert}.{w}"));
                 let mut gate = self.linear(&matrix("w1"), false, input, EXPERT_WIDTH, HIDDEN);
                 let up = self.linear(&matrix("w3"), false, input, EXPERT_WIDTH, HIDDEN);
-                silu_mul(self.cpu, &mut gate, &up);
+                let mut unused = QuantizedActivations::default();
+                silu_mul(
+                    self.cpu,
+                    &mut gate,
+                    &up,
+                    EXPERT_WIDTH,
+                    (&[], Precision::Bits8),
+                    &mut unused,
+                );
                 let out = self.linear(&matrix("w2"), false, &gate, HIDDEN, EXPERT_WIDTH);
                 add_scaled(&mut x[token * HIDDEN..][..HIDDEN], &out, weight);
             }

@@ -49,7 +49,8 @@ impl Test {
     }
 }
 
-/// Runs one test `repetitions` times; answers tokens per second of each.
+/// Runs one test `repetitions` times; answers tokens per second of each. The executor's profile is then that of these
+/// repetitions.
 ///
 /// # Errors
 /// Where the tokens do not fit `kv`.
@@ -84,6 +85,8 @@ pub fn run(
         let rate = timed.len() as f64 / started.elapsed().as_secs_f64();
         if repetition > 0 {
             rates.push(rate);
+        } else {
+            executor.profile().clear();
         }
     }
     Ok(rates)

@@ -4,10 +4,13 @@
 //! come from the KV cache, so a batch of one reads every dense weight and two experts of each layer once, and
 //! nothing else.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use tandem_cpu::measure::read_bandwidth;
-use tandem_cpu::ops::{self, Input, Precision, Product, QuantizedActivations, Rope};
+use tandem_cpu::measure::{int8_peak, read_bandwidth};
+use tandem_cpu::ops::{
+    self, Input, Largest, LayerNorm, Precision, Product, QuantizedActivations, Rope,
+};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
 use tandem_memory::{AlignedBuffer, KvCache, MemoryError};
 use tandem_model::catalogue::LayerTensor as L;
@@ -19,6 +22,7 @@ use crate::bench::median;
 use crate::error::{Result, RuntimeError};
 use crate::experts::ExpertUses;
 use crate::model::{LayerWeights, Model};
+use crate::profile::{Operation, Profile};
 
 /// Tokens of a prompt that go through the model together.
 pub const DEFAULT_BATCH: usize = 256;
@@ -39,6 +43,17 @@ pub enum LogitsFor {
     All,
 }
 
+impl LogitsFor {
+    /// Which of a batch's tokens these are.
+    fn tokens(self, batch: usize) -> Range<usize> {
+        match self {
+            Self::None => batch..batch,
+            Self::Last => batch - 1..batch,
+            Self::All => 0..batch,
+        }
+    }
+}
+
 /// What the router decided, layer by layer, token after token.
 #[derive(Clone, Debug, Default)]
 pub struct RouterTrace {
@@ -55,6 +70,7 @@ pub struct Executor {
     rope: Rope,
     batch: usize,
     scratch: Scratch,
+    profile: Profile,
 }
 
 impl Executor {
@@ -72,6 +88,7 @@ impl Executor {
             rope,
             batch: batch.max(1),
             scratch: Scratch::default(),
+            profile: Profile::default(),
             model,
         })
     }
@@ -105,6 +122,17 @@ impl Executor {
         Ok(median(&rates))
     }
 
+    /// Operations per second that the team can do on 8-bit numbers: see [`int8_peak`].
+    pub fn int8_peak(&self) -> f64 {
+        let rates: Vec<f64> = (0..3).map(|_| int8_peak(&self.cpu)).collect();
+        median(&rates)
+    }
+
+    /// Where the time went since it was last cleared.
+    pub fn profile(&mut self) -> &mut Profile {
+        &mut self.profile
+    }
+
     /// Tokens that [`Self::forward`] takes at most.
     pub fn batch(&self) -> usize {
         self.batch
@@ -123,22 +151,62 @@ impl Executor {
         ids: &[u32],
         kv: &mut KvCache,
         wanted: LogitsFor,
-        mut trace: Option<&mut RouterTrace>,
+        trace: Option<&mut RouterTrace>,
     ) -> Result<&[f32]> {
-        assert!((1..=self.batch).contains(&ids.len()), "{} tokens in one batch", ids.len());
         let model = Arc::clone(&self.model);
+        self.layers(&model, ids, kv, trace)?;
+        self.lm_head(&model, wanted.tokens(ids.len()), &[]);
+        Ok(&self.scratch.logits)
+    }
+
+    /// As [`Self::forward`]; answers, for each token that `wanted` names, its `count` largest logits with their ids, the
+    /// largest first. Ids that are not `allowed` and logits that are not finite are left out. Of equal logits the lower
+    /// id comes first.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    ///
+    /// # Panics
+    /// As [`Self::forward`].
+    pub fn forward_top(
+        &mut self,
+        ids: &[u32],
+        kv: &mut KvCache,
+        wanted: LogitsFor,
+        count: usize,
+        allowed: &(dyn Fn(u32) -> bool + Sync),
+    ) -> Result<Vec<Vec<(f32, u32)>>> {
+        let model = Arc::clone(&self.model);
+        self.layers(&model, ids, kv, None)?;
+        let tokens = wanted.tokens(ids.len());
+        let largest: Vec<_> = tokens.clone().map(|_| Largest::new(count, allowed)).collect();
+        self.lm_head(&model, tokens, &largest);
+        Ok(largest.into_iter().map(Largest::into_sorted).collect())
+    }
+
+    /// Runs `ids` through all layers.
+    fn layers(
+        &mut self,
+        model: &Model,
+        ids: &[u32],
+        kv: &mut KvCache,
+        mut trace: Option<&mut RouterTrace>,
+    ) -> Result<()> {
+        assert!((1..=self.batch).contains(&ids.len()), "{} tokens in one batch", ids.len());
         let config = model.config();
         check_ids(ids, config.vocab_size)?;
         let start = kv.len();
+        self.profile.begin();
         self.rope.extend_table(start + ids.len());
         self.scratch.resize(config, ids.len());
-        self.embed(&model, ids);
+        self.embed(model, ids);
+        self.profile.lap(Operation::Embedding);
         for index in 0..config.n_layers {
             let layer = model.layer(index);
             self.attention(config, layer, index, start, kv)?;
             self.experts(config, layer, index, trace.as_deref_mut());
         }
-        Ok(self.logits(&model, wanted))
+        Ok(())
     }
 
     fn embed(&mut self, model: &Model, ids: &[u32]) {
@@ -157,21 +225,20 @@ impl Executor {
         start: usize,
         kv: &mut KvCache,
     ) -> Result<()> {
-        let Scratch { x, normed, quantized, q, k, v, mixed, branch, .. } = &mut self.scratch;
-        let (weight, bias) = (layer.vector(L::AttnNormWeight), layer.vector(L::AttnNormBias));
-        ops::layer_norm(&self.cpu, x, weight, bias, config.layer_norm_eps, normed);
+        let Scratch { x, normed, quantized, q, k, v, mixed, .. } = &mut self.scratch;
+        let norm = layer.norm(L::AttnNormWeight, L::AttnNormBias);
         let [wq, wk, wv] = [L::QWeight, L::KWeight, L::VWeight].map(|w| layer.matrix(w));
-        let input = Input::new(&self.cpu, normed, &[wq, wk, wv], Precision::Bits8, quantized);
+        let input = norm.input(&self.cpu, x, normed, (&[wq, wk, wv], Precision::Bits8), quantized);
+        self.profile.lap(Operation::AttentionLayernorm);
         let project =
-            |weights, bias, out| Product { weights, bias: Some(layer.vector(bias)), input, out };
-        ops::matmul_all(
-            &self.cpu,
-            &mut [
-                project(wq, L::QBias, &mut *q),
-                project(wk, L::KBias, &mut *k),
-                project(wv, L::VBias, &mut *v),
-            ],
-        );
+            |weights, bias, out| Product::new(weights, Some(layer.vector(bias)), input, out);
+        let mut products = [
+            project(wq, L::QBias, &mut *q),
+            project(wk, L::KBias, &mut *k),
+            project(wv, L::VBias, &mut *v),
+        ];
+        ops::matmul_all(&self.cpu, &mut products);
+        self.profile.products(Operation::AttentionQkvProj, &products);
         for (position, (q, k)) in
             q.chunks_exact_mut(config.q_dim()).zip(k.chunks_exact_mut(config.kv_dim())).enumerate()
         {
@@ -181,10 +248,18 @@ impl Executor {
         kv.write(index, start, k, v)?;
         let window = config.sliding_window;
         ops::attention(&self.cpu, q, kv.layer(index), start, config.n_heads, window, mixed);
+        let keys = kv.layer(index).len();
+        self.profile.lap_with(
+            Operation::AttentionCompute,
+            keys.min(window.unwrap_or(keys)) * kv.bytes_per_token() / config.n_layers,
+            2 * 2 * config.q_dim() * visible_keys(start, q.len() / config.q_dim(), window),
+        );
         let (wo, bias) = (layer.matrix(L::OWeight), Some(layer.vector(L::OBias)));
         let input = Input::new(&self.cpu, mixed, &[wo], Precision::Bits8, quantized);
-        ops::matmul(&self.cpu, wo, bias, input, branch);
-        ops::add(x, branch);
+        let product = Product { accumulate: true, ..Product::new(wo, bias, input, x) };
+        let mut product = [product];
+        ops::matmul_all(&self.cpu, &mut product);
+        self.profile.products(Operation::AttentionOutputProj, &product);
         Ok(())
     }
 
@@ -199,79 +274,89 @@ impl Executor {
     ) {
         let Scratch { x, normed, quantized, router, routing, uses, gate, up, down, .. } =
             &mut self.scratch;
-        let (weight, bias) = (layer.vector(L::FfnNormWeight), layer.vector(L::FfnNormBias));
-        ops::layer_norm(&self.cpu, x, weight, bias, config.layer_norm_eps, normed);
+        let norm = layer.norm(L::FfnNormWeight, L::FfnNormBias);
+        // A file has all experts of a layer in one encoding.
+        let first = [layer.matrix(L::ExpertGate(0)), layer.matrix(L::ExpertUp(0))];
+        let input = norm.input(&self.cpu, x, normed, (&first, Precision::Bits8), quantized);
+        self.profile.lap(Operation::MoeLayernorm);
         // The router is kept in f32 and chooses from exact activations.
-        let wr = layer.matrix(L::RouterWeight);
-        ops::matmul(&self.cpu, wr, None, Input::exact(normed), router);
+        let product = Product::new(layer.matrix(L::RouterWeight), None, input.in_f32(), router);
+        let mut product = [product];
+        ops::matmul_all(&self.cpu, &mut product);
+        self.profile.products(Operation::RouterLogits, &product);
         routing.clear();
         routing.extend(
             router.chunks_exact(config.n_experts).map(|s| sparsemixer(s, config.router_jitter)),
         );
+        self.profile.lap(Operation::ExpertSelection);
         if let Some(trace) = trace {
             trace.record(index, router, routing);
         }
         uses.fill(routing, config.n_experts);
+        self.profile.lap(Operation::ExpertDispatch);
 
-        let gate_and_up = [L::ExpertGate as fn(u16) -> L, L::ExpertUp];
-        let weights: Vec<_> = (uses.experts())
-            .flat_map(|(e, _)| gate_and_up.map(|matrix| layer.matrix(matrix(e))))
-            .collect();
-        let input = Input::new(&self.cpu, normed, &weights, Precision::Bits8, quantized);
         let (mut gates, mut ups) = (&mut gate[..], &mut up[..]);
-        let mut products = Vec::with_capacity(weights.len());
-        for ((_, range), weights) in uses.experts().zip(weights.chunks_exact(2)) {
+        let mut products = Vec::with_capacity(2 * config.n_experts);
+        for (expert, range) in uses.experts() {
             let numbers = range.len() * config.expert_width;
             let input = input.select(&uses.tokens[range]);
-            for (rest, &weights) in [&mut gates, &mut ups].into_iter().zip(weights) {
+            for (rest, matrix) in
+                [(&mut gates, L::ExpertGate(expert)), (&mut ups, L::ExpertUp(expert))]
+            {
                 let out = rest.split_off_mut(..numbers).unwrap_or_default();
-                products.push(Product { weights, bias: None, input, out });
+                products.push(Product::new(layer.matrix(matrix), None, input, out));
             }
         }
         ops::matmul_all(&self.cpu, &mut products);
-        ops::silu_mul(&self.cpu, gate, up);
+        self.profile.products(Operation::ExpertFfnW1, &products);
 
-        let weights: Vec<_> = uses.experts().map(|(e, _)| layer.matrix(L::ExpertDown(e))).collect();
-        let input = Input::new(&self.cpu, gate, &weights, DOWN_PRECISION, quantized);
+        let first = [layer.matrix(L::ExpertDown(0))];
+        let width = config.expert_width;
+        let input = ops::silu_mul(&self.cpu, gate, up, width, (&first, DOWN_PRECISION), quantized);
+        self.profile.lap(Operation::ExpertFfnActivation);
         let mut downs = &mut down[..];
-        let mut products = Vec::with_capacity(weights.len());
-        for ((_, range), &weights) in uses.experts().zip(&weights) {
+        let mut products = Vec::with_capacity(config.n_experts);
+        for (expert, range) in uses.experts() {
             let numbers = range.len() * config.hidden_size;
             let out = downs.split_off_mut(..numbers).unwrap_or_default();
             let input = input.select(&uses.numbers[range]);
-            products.push(Product { weights, bias: None, input, out });
+            products.push(Product::new(layer.matrix(L::ExpertDown(expert)), None, input, out));
         }
         ops::matmul_all(&self.cpu, &mut products);
-        let rows = down.chunks_exact(config.hidden_size);
-        for ((row, &token), &weight) in rows.zip(&uses.tokens).zip(&uses.weights) {
-            ops::add_scaled(
-                &mut x[token as usize * config.hidden_size..][..config.hidden_size],
-                row,
-                weight,
-            );
-        }
+        self.profile.products(Operation::ExpertFfnW2, &products);
+        let width = config.hidden_size;
+        ops::add_weighted_rows(&self.cpu, x, down, width, &uses.of_token, &uses.weights);
+        self.profile.lap(Operation::ExpertGather);
     }
 
-    /// `lm_head(LN(x))` of the wanted tokens.
-    fn logits(&mut self, model: &Model, wanted: LogitsFor) -> &[f32] {
+    /// Leaves `lm_head(LN(x))` of some tokens in scratch, and the largest of each token's logits where wanted.
+    fn lm_head(&mut self, model: &Model, tokens: Range<usize>, largest: &[Largest<'_>]) {
         let config = model.config();
         let Scratch { x, normed, quantized, logits, .. } = &mut self.scratch;
-        let x = match wanted {
-            LogitsFor::None => return &[],
-            LogitsFor::Last => &x[x.len() - config.hidden_size..],
-            LogitsFor::All => &x[..],
-        };
-        let tokens = x.len() / config.hidden_size;
+        let x = &x[tokens.start * config.hidden_size..tokens.end * config.hidden_size];
         let normed = &mut normed[..x.len()];
-        let weight = model.vector(TensorId::OutputNormWeight);
-        let bias = model.vector(TensorId::OutputNormBias);
-        ops::layer_norm(&self.cpu, x, weight, bias, config.layer_norm_eps, normed);
-        logits.resize(tokens * config.vocab_size, 0.0);
+        let norm = LayerNorm {
+            weight: model.vector(TensorId::OutputNormWeight),
+            bias: model.vector(TensorId::OutputNormBias),
+            eps: config.layer_norm_eps,
+        };
+        logits.resize(tokens.len() * config.vocab_size, 0.0);
+        if tokens.is_empty() {
+            return;
+        }
         let lm_head = model.matrix(TensorId::LmHeadWeight);
-        let input = Input::new(&self.cpu, normed, &[lm_head], Precision::Bits8, quantized);
-        ops::matmul(&self.cpu, lm_head, Some(model.vector(TensorId::LmHeadBias)), input, logits);
-        logits
+        let input = norm.input(&self.cpu, x, normed, (&[lm_head], Precision::Bits8), quantized);
+        self.profile.lap(Operation::FinalLayernorm);
+        let bias = Some(model.vector(TensorId::LmHeadBias));
+        let mut product = [Product { largest, ..Product::new(lm_head, bias, input, logits) }];
+        ops::matmul_all(&self.cpu, &mut product);
+        self.profile.products(Operation::LmHead, &product);
     }
+}
+
+/// Keys that queries see, added up over `tokens` tokens from position `start` on.
+fn visible_keys(start: usize, tokens: usize, window: Option<usize>) -> usize {
+    (start..start + tokens).map(|i| (i + 1).min(window.unwrap_or(usize::MAX))).sum()
 }
 
 /// Whether all ids are below the vocabulary's size.
@@ -306,8 +391,6 @@ struct Scratch {
     v: Vec<f32>,
     /// Attention's output before the o projection, `tokens x q_dim`.
     mixed: Vec<f32>,
-    /// A branch's output before it joins the residual stream.
-    branch: Vec<f32>,
     router: Vec<f32>,
     routing: Vec<Routing>,
     uses: ExpertUses,
@@ -324,7 +407,6 @@ impl Scratch {
         for (buffer, width) in [
             (&mut self.x, c.hidden_size),
             (&mut self.normed, c.hidden_size),
-            (&mut self.branch, c.hidden_size),
             (&mut self.q, c.q_dim()),
             (&mut self.mixed, c.q_dim()),
             (&mut self.k, c.kv_dim()),

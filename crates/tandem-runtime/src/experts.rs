@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use tandem_model::config::EXPERTS_PER_TOKEN;
 use tandem_model::router::Routing;
 
 /// Which tokens of a batch use which experts, ordered by expert. A *use* is a token's choice of an expert; every
@@ -14,6 +15,8 @@ pub(crate) struct ExpertUses {
     pub(crate) tokens: Vec<u32>,
     /// Weight of each use.
     pub(crate) weights: Vec<f32>,
+    /// The uses of each token, by rising expert.
+    pub(crate) of_token: Vec<[u32; EXPERTS_PER_TOKEN]>,
     /// 0, 1, 2 and so on: the uses themselves, to be selected from.
     pub(crate) numbers: Vec<u32>,
     /// Where each expert's uses begin, and where the last one's end.
@@ -27,10 +30,16 @@ impl ExpertUses {
         self.weights.clear();
         self.starts.clear();
         self.starts.push(0);
+        self.of_token.clear();
+        self.of_token.resize(routing.len(), [0; EXPERTS_PER_TOKEN]);
+        let mut met = vec![0usize; routing.len()];
         for expert in 0..n_experts {
             for (token, r) in (0u32..).zip(routing) {
                 for (_, &weight) in r.experts.iter().zip(&r.weights).filter(|(e, _)| **e == expert)
                 {
+                    let at = token as usize;
+                    self.of_token[at][met[at]] = self.tokens.len() as u32;
+                    met[at] += 1;
                     self.tokens.push(token);
                     self.weights.push(weight);
                 }
@@ -63,6 +72,7 @@ mod tests {
             assert_eq!(experts, [(0, 0..2), (2, 2..5), (5, 5..6)]);
             assert_eq!(uses.tokens, [0, 2, 0, 1, 2, 1]);
             assert_eq!(uses.weights, [0.25, 1.0, 0.5, 0.75, 2.0, 0.125]);
+            assert_eq!(uses.of_token, [[0, 2], [3, 5], [1, 4]]);
             assert_eq!(uses.numbers, [0, 1, 2, 3, 4, 5]);
         }
         uses.fill(&[], 6);

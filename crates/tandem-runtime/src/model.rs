@@ -1,6 +1,6 @@
 //! A model in memory: config and weights, shared by everything that computes with it.
 
-use tandem_cpu::ops::{MatrixRef, Weights};
+use tandem_cpu::ops::{LayerNorm, MatrixRef, Weights};
 use tandem_memory::{Packing, StoredTensor, WeightStore};
 use tandem_model::catalogue::LayerTensor;
 use tandem_model::{Checkpoint, PhimoeConfig, TensorId};
@@ -59,6 +59,11 @@ impl Model {
         self.weights.n_bytes()
     }
 
+    /// Whether products with experts take 8-bit activations.
+    pub fn is_packed(&self) -> bool {
+        self.layer(0).matrix(LayerTensor::ExpertGate(0)).is_packed()
+    }
+
     /// A matrix of the model.
     pub(crate) fn matrix(&self, id: TensorId) -> Weights<'_> {
         match self.weights.tensor(id) {
@@ -93,5 +98,10 @@ impl<'a> LayerWeights<'a> {
 
     pub(crate) fn vector(self, tensor: LayerTensor) -> &'a [f32] {
         self.model.vector(TensorId::Layer(self.index, tensor))
+    }
+
+    pub(crate) fn norm(self, weight: LayerTensor, bias: LayerTensor) -> LayerNorm<'a> {
+        let eps = self.model.config.layer_norm_eps;
+        LayerNorm { weight: self.vector(weight), bias: self.vector(bias), eps }
     }
 }

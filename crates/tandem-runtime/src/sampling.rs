@@ -82,6 +82,28 @@ impl Sampler {
         Ok(Self { params, rng, candidates: Vec::new() })
     }
 
+    /// Of how many of the most likely tokens it chooses; `None` where it needs to see every logit.
+    pub fn choices(&self) -> Option<usize> {
+        // A penalty can bring a token down from among the most likely, or up into them.
+        if self.params.repetition_penalty != 1.0 {
+            None
+        } else if self.params.temperature == 0.0 {
+            Some(1)
+        } else {
+            Some(self.params.top_k).filter(|&k| k > 0)
+        }
+    }
+
+    /// The next token, given the [most likely ones](Self::choices) that may be chosen, with their logits.
+    ///
+    /// # Errors
+    /// Where there are none: the model's numbers have overflown.
+    pub fn sample_of(&mut self, most_likely: &[(f32, u32)]) -> Result<u32, RuntimeError> {
+        self.candidates.clear();
+        self.candidates.extend_from_slice(most_likely);
+        self.choose(&[])
+    }
+
     /// The next token after `context` (prompt and answer so far). `allowed` says which ids may be chosen.
     ///
     /// # Errors
@@ -100,6 +122,11 @@ impl Sampler {
                 .filter(|&(l, id)| l.is_finite() && allowed(id))
                 .map(|(&l, id)| (l, id)),
         );
+        self.choose(context)
+    }
+
+    /// Chooses one of the candidates.
+    fn choose(&mut self, context: &[u32]) -> Result<u32, RuntimeError> {
         if self.candidates.is_empty() {
             return Err(RuntimeError::NoFiniteLogit);
         }
@@ -252,6 +279,33 @@ mod tests {
         assert_eq!(possible(SamplingParams { top_p: 0.6, ..params() }), 1);
         assert_eq!(possible(SamplingParams { top_p: 0.7, ..params() }), 2);
         assert_eq!(possible(SamplingParams { min_p: 0.1, ..params() }), 3); // e^-2 = 0.135, e^-3 = 0.050
+    }
+
+    /// The choices alone lead to the same token as all logits do, draw after draw.
+    #[test]
+    fn the_choices_are_enough() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        for params in [
+            SamplingParams::GREEDY,
+            SamplingParams { top_k: 1, ..params() },
+            SamplingParams { top_k: 5, top_p: 0.7, ..params() },
+            SamplingParams { top_k: 40, min_p: 0.1, temperature: 0.4, ..params() },
+        ] {
+            let mut all = Sampler::new(params.clone()).unwrap();
+            let mut few = Sampler::new(params).unwrap();
+            for _ in 0..300 {
+                let logits: Vec<f32> = (0..200).map(|_| 8.0 * uniform(&mut rng)).collect();
+                let mut likely: Vec<(f32, u32)> = logits.iter().copied().zip(0..).collect();
+                likely.retain(|(_, id)| id % 3 != 0);
+                likely.sort_by(|a, b| b.0.total_cmp(&a.0));
+                likely.truncate(few.choices().unwrap());
+                let expected = all.sample(&logits, &[], |id| id % 3 != 0).unwrap();
+                assert_eq!(few.sample_of(&likely).unwrap(), expected);
+            }
+        }
+        let penalty = SamplingParams { repetition_penalty: 1.1, top_k: 5, ..params() };
+        assert_eq!(Sampler::new(penalty).unwrap().choices(), None);
+        assert_eq!(Sampler::new(params()).unwrap().choices(), None);
     }
 
     #[test]

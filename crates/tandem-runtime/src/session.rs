@@ -9,6 +9,7 @@ use tandem_model::tokenizer::Tokenizer;
 
 use crate::error::{Result, RuntimeError};
 use crate::executor::{Executor, LogitsFor};
+use crate::lookup::Lookup;
 use crate::sampling::{Sampler, SamplingParams};
 use crate::stop::{Filtered, StopFilter};
 
@@ -23,6 +24,9 @@ pub struct Request {
     pub stop_ids: Vec<u32>,
     /// Strings that end the text; they are not part of it.
     pub stop_strings: Vec<String>,
+    /// Tokens to guess ahead, at most, from what followed the same tokens earlier in the text; 0 guesses none. The text
+    /// is the same either way, but for rounding.
+    pub lookup: usize,
     /// Whether the answer goes on where the prompt's text ends, so that a space between the two belongs to it. The
     /// answer to a conversation begins anew.
     pub continues_prompt: bool,
@@ -70,8 +74,12 @@ pub struct Generated {
     pub computed_tokens: usize,
     /// Time for those.
     pub prompt_time: Duration,
-    /// Tokens that went through the model one by one.
+    /// Tokens chosen after those of the prompt, the first left out.
     pub decoded_tokens: usize,
+    /// Tokens that were guessed.
+    pub drafted_tokens: usize,
+    /// Guesses that were right.
+    pub accepted_tokens: usize,
     /// Time for those.
     pub decode_time: Duration,
 }
@@ -123,59 +131,38 @@ impl Session {
         request: &Request,
         listener: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated> {
-        let mut sampler = Sampler::new(request.sampling.clone())?;
+        let allowed = |id| tokenizer.has_token(id);
+        let sampler = Sampler::new(request.sampling.clone())?;
+        let mut chooser = Chooser { sampler, allowed: &allowed };
         let started = Instant::now();
         let cached_tokens = self.keep_common(prompt)?;
         let mut output = Output::new(tokenizer, prompt, request, listener);
-        let max_tokens = request.max_tokens.unwrap_or(usize::MAX);
-        let mut logits = self.prefill(executor, prompt, &mut output)?;
+        let mut writing =
+            Writing::new(request, self.prefill(executor, prompt, &mut chooser, &mut output)?);
         let computed_tokens = self.ids.len() - cached_tokens;
         let prompt_time = started.elapsed();
         let decode_started = Instant::now();
-        let mut finish =
-            if output.cancelled { FinishReason::Cancelled } else { FinishReason::Length };
-        let mut text_ids = Vec::new();
-        let mut decoded_tokens = 0;
-        while !output.cancelled && text_ids.len() < max_tokens {
-            let allowed = |id| tokenizer.has_token(id);
-            let id = sampler.sample(&logits, &self.ids, allowed)?;
-            if request.stop_ids.contains(&id) {
-                finish = FinishReason::Stop;
-                break;
-            }
-            text_ids.push(id);
-            if output.token(id) {
-                finish =
-                    if output.cancelled { FinishReason::Cancelled } else { FinishReason::Stop };
-                break;
-            }
-            if text_ids.len() == max_tokens {
-                break;
-            }
-            if self.ids.len() == self.context() {
-                finish = FinishReason::ContextFull;
-                break;
-            }
-            logits.clear();
-            logits.extend_from_slice(executor.forward(
-                &[id],
-                &mut self.kv,
-                LogitsFor::Last,
-                None,
-            )?);
-            self.ids.push(id);
-            decoded_tokens += 1;
+        while writing.take_chosen(&mut output, self.ids.len() == self.context()) {
+            // The newest token is not in the cache yet; drafts come after it.
+            let mut ids = vec![writing.newest()];
+            let room = (self.context() - self.ids.len() - 1).min(executor.batch() - 1);
+            ids.extend(writing.draft(&self.ids, room));
+            let drafted = ids.len() - 1;
+            writing.chosen = self.advance(executor, &ids, drafted, &mut chooser)?;
+            writing.verified(drafted);
         }
         output.finish();
         Ok(Generated {
-            ids: text_ids,
+            ids: writing.ids,
             text: output.text,
-            finish,
+            finish: if output.cancelled { FinishReason::Cancelled } else { writing.finish },
             prompt_tokens: prompt.len(),
             cached_tokens,
             computed_tokens,
             prompt_time,
-            decoded_tokens,
+            decoded_tokens: writing.decoded_tokens,
+            drafted_tokens: writing.drafted_tokens,
+            accepted_tokens: writing.accepted_tokens,
             decode_time: decode_started.elapsed(),
         })
     }
@@ -196,23 +183,149 @@ impl Session {
         Ok(common)
     }
 
-    /// Runs the rest of the prompt in batches; answers the logits of its last token.
+    /// Runs the rest of the prompt in batches; answers the token chosen after it, or none where the listener ended it.
     fn prefill(
         &mut self,
         executor: &mut Executor,
         prompt: &[u32],
+        chooser: &mut Chooser<'_>,
         output: &mut Output<'_>,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Vec<u32>> {
         let batch = executor.batch();
-        let mut logits = Vec::new();
-        while self.ids.len() < prompt.len() && !output.poll() {
+        while !output.poll() {
             let rest = &prompt[self.ids.len()..];
-            let ids = &rest[..rest.len().min(batch)];
-            let wanted = if ids.len() == rest.len() { LogitsFor::Last } else { LogitsFor::None };
-            logits.extend_from_slice(executor.forward(ids, &mut self.kv, wanted, None)?);
-            self.ids.extend_from_slice(ids);
+            if rest.len() <= batch {
+                return self.advance(executor, rest, 0, chooser);
+            }
+            executor.forward(&rest[..batch], &mut self.kv, LogitsFor::None, None)?;
+            self.ids.extend_from_slice(&rest[..batch]);
         }
-        Ok(logits)
+        Ok(Vec::new())
+    }
+
+    /// Runs `ids`, the last `drafted` of which are guesses, and chooses the token after the last that is none; and as
+    /// long as that is the one guessed, the next. What was guessed wrong is forgotten.
+    ///
+    /// The tokens chosen are those that would be chosen one by one: every choice looks at the logits after the tokens
+    /// that were chosen before it, and takes one draw of random numbers.
+    fn advance(
+        &mut self,
+        executor: &mut Executor,
+        ids: &[u32],
+        drafted: usize,
+        chooser: &mut Chooser<'_>,
+    ) -> Result<Vec<u32>> {
+        let wanted = if drafted == 0 { LogitsFor::Last } else { LogitsFor::All };
+        let guesses = &ids[ids.len() - drafted..];
+        let mut chosen: Vec<u32> = Vec::with_capacity(drafted + 1);
+        self.ids.extend_from_slice(&ids[..ids.len() - drafted]);
+        let agrees = |chosen: &[u32]| chosen == &guesses[..chosen.len().min(guesses.len())];
+        if let Some(count) = chooser.sampler.choices() {
+            let rows = executor.forward_top(ids, &mut self.kv, wanted, count, chooser.allowed)?;
+            let mut rows = rows.iter();
+            while agrees(&chosen)
+                && let Some(most_likely) = rows.next()
+            {
+                chosen.push(chooser.sampler.sample_of(most_likely)?);
+            }
+        } else {
+            let vocab_size = executor.model().config().vocab_size;
+            let logits = executor.forward(ids, &mut self.kv, wanted, None)?;
+            let mut rows = logits.chunks_exact(vocab_size);
+            while agrees(&chosen)
+                && let Some(logits) = rows.next()
+            {
+                let id = chooser.sampler.sample(logits, &self.ids, chooser.allowed)?;
+                chosen.push(id);
+                self.ids.push(id);
+            }
+            self.ids.truncate(self.ids.len() - chosen.len());
+        }
+        let accepted = chosen.len() - 1;
+        self.ids.extend_from_slice(&chosen[..accepted]);
+        self.kv.truncate(self.ids.len());
+        Ok(chosen)
+    }
+}
+
+/// How tokens are chosen, and which may be.
+struct Chooser<'a> {
+    sampler: Sampler,
+    allowed: &'a (dyn Fn(u32) -> bool + Sync),
+}
+
+/// The answer so far.
+struct Writing<'a> {
+    request: &'a Request,
+    /// Its ids, without the stop id.
+    ids: Vec<u32>,
+    /// Tokens that were chosen and not looked at yet.
+    chosen: Vec<u32>,
+    finish: FinishReason,
+    lookup: Lookup,
+    decoded_tokens: usize,
+    drafted_tokens: usize,
+    accepted_tokens: usize,
+}
+
+impl<'a> Writing<'a> {
+    fn new(request: &'a Request, chosen: Vec<u32>) -> Self {
+        Self {
+            request,
+            ids: Vec::new(),
+            chosen,
+            finish: FinishReason::Length,
+            lookup: Lookup::new(request.lookup),
+            decoded_tokens: 0,
+            drafted_tokens: 0,
+            accepted_tokens: 0,
+        }
+    }
+
+    /// Takes what was chosen into the answer, up to its end; answers whether it goes on.
+    fn take_chosen(&mut self, output: &mut Output<'_>, context_full: bool) -> bool {
+        let max_tokens = self.request.max_tokens.unwrap_or(usize::MAX);
+        if output.cancelled || self.ids.len() >= max_tokens {
+            return false;
+        }
+        for id in std::mem::take(&mut self.chosen) {
+            if self.request.stop_ids.contains(&id) {
+                self.finish = FinishReason::Stop;
+                return false;
+            }
+            self.ids.push(id);
+            if output.token(id) {
+                self.finish = FinishReason::Stop;
+                return false;
+            }
+            if self.ids.len() == max_tokens {
+                return false;
+            }
+        }
+        if context_full {
+            self.finish = FinishReason::ContextFull;
+        }
+        !context_full
+    }
+
+    fn newest(&self) -> u32 {
+        self.ids.last().copied().unwrap_or_default()
+    }
+
+    /// What may come after the newest token: `before` are the tokens in the cache.
+    fn draft(&mut self, before: &[u32], room: usize) -> Vec<u32> {
+        // The token after the drafts counts as well.
+        let left = self.request.max_tokens.map_or(usize::MAX, |max| max - self.ids.len() - 1);
+        self.lookup.draft(before, self.newest(), room.min(left))
+    }
+
+    /// Tokens were chosen after `drafted` guesses.
+    fn verified(&mut self, drafted: usize) {
+        let accepted = self.chosen.len() - 1;
+        self.lookup.learn(drafted, accepted);
+        self.decoded_tokens += self.chosen.len();
+        self.drafted_tokens += drafted;
+        self.accepted_tokens += accepted;
     }
 }
 

@@ -39,6 +39,7 @@ impl Engine {
             sampling: options.sampling(),
             stop_ids: self.checkpoint.special_ids().stop.clone(),
             stop_strings: options.stop.clone(),
+            lookup: options.lookup,
             continues_prompt: false,
         }
     }

@@ -124,6 +124,11 @@ pub(crate) struct GenerateOptions {
     #[arg(long, value_name = "SEED", env = "TANDEM_SEED")]
     pub(crate) seed: Option<u64>,
 
+    /// Guess up to N tokens ahead from what followed the same words earlier in the text. The answer stays the same;
+    /// where it repeats the prompt it comes faster, elsewhere a little slower
+    #[arg(long, value_name = "N", env = "TANDEM_LOOKUP", default_value_t = 0)]
+    pub(crate) lookup: usize,
+
     /// End the answer before this text (may be given several times)
     #[arg(long, value_name = "TEXT", env = "TANDEM_STOP")]
     pub(crate) stop: Vec<String>,

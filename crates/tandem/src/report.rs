@@ -17,6 +17,8 @@ pub(crate) struct Statistics {
     decode_tokens: usize,
     decode_seconds: f64,
     decode_tokens_per_second: Option<f64>,
+    drafted_tokens: usize,
+    accepted_tokens: usize,
     peak_memory_bytes: Option<u64>,
 }
 
@@ -32,6 +34,8 @@ impl Statistics {
             decode_tokens: generated.decoded_tokens,
             decode_seconds: generated.decode_time.as_secs_f64(),
             decode_tokens_per_second: rate(generated.decoded_tokens, generated.decode_time),
+            drafted_tokens: generated.drafted_tokens,
+            accepted_tokens: generated.accepted_tokens,
             peak_memory_bytes: peak_memory(),
         }
     }
@@ -44,8 +48,12 @@ impl Statistics {
         let memory = self
             .peak_memory_bytes
             .map_or_else(|| "unknown".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
+        let guesses = match self.drafted_tokens {
+            0 => String::new(),
+            drafted => format!(" | {} of {drafted} guesses right", self.accepted_tokens),
+        };
         format!(
-            "load {:.2} s | prompt {} tokens in {:.2} s{} | decode {} tokens in {:.2} s{} | peak memory {memory}",
+            "load {:.2} s | prompt {} tokens in {:.2} s{} | decode {} tokens in {:.2} s{}{guesses} | peak memory {memory}",
             self.load_seconds,
             self.prompt_tokens_computed,
             self.prompt_seconds,

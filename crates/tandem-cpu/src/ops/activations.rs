@@ -24,6 +24,9 @@ pub struct QuantizedActivations {
     residuals: Vec<QuantizedBlock>,
 }
 
+/// Writes a token's row of activations.
+pub(super) type Prepare<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
+
 /// How exactly activations are quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
@@ -41,28 +44,47 @@ impl QuantizedActivations {
     ///
     /// # Panics
     /// When `cols` is no whole number of blocks of 32, or `x` no whole number of rows.
-    #[allow(unsafe_code)]
     pub fn fill(&mut self, cpu: &Cpu, x: &[f32], cols: usize, precision: Precision) {
+        let places = self.places(x.len(), cols, precision);
+        cpu.team().for_each_chunk(x.len() / BLOCK_COLS, CHUNK, &|chunk| {
+            let x = &x[chunk.start * BLOCK_COLS..chunk.end * BLOCK_COLS];
+            places.quantize(cpu, x, chunk.start);
+        });
+    }
+
+    /// Has `prepare` write each token's row of `x`, and quantizes it while it is in the core's cache.
+    ///
+    /// # Panics
+    /// As [`Self::fill`].
+    fn fill_prepared(
+        &mut self,
+        cpu: &Cpu,
+        x: &mut [f32],
+        cols: usize,
+        precision: Precision,
+        prepare: Prepare<'_>,
+    ) {
+        let places = self.places(x.len(), cols, precision);
+        prepare_rows(cpu, x, cols, &|token, x| {
+            prepare(token, x);
+            places.quantize(cpu, x, token * (cols / BLOCK_COLS));
+        });
+    }
+
+    /// Makes room for `numbers` activations.
+    fn places(&mut self, numbers: usize, cols: usize, precision: Precision) -> Places<'_> {
         assert!(cols.is_multiple_of(BLOCK_COLS), "{cols} columns are no blocks of {BLOCK_COLS}");
-        super::tokens("activations to quantize", x.len(), cols);
-        let count = x.len() / BLOCK_COLS;
+        super::tokens("activations to quantize", numbers, cols);
+        let count = numbers / BLOCK_COLS;
         let residual_count = if precision == Precision::Bits16 { count } else { 0 };
         self.row = cols / BLOCK_COLS;
         self.blocks.resize(count, QuantizedBlock::default());
         self.residuals.resize(residual_count, QuantizedBlock::default());
-        let blocks = Disjoint::new(&mut self.blocks);
-        let residuals = Disjoint::new(&mut self.residuals);
-        cpu.team().for_each_chunk(count, CHUNK, &|chunk| {
-            let x = &x[chunk.start * BLOCK_COLS..chunk.end * BLOCK_COLS];
-            // SAFETY: chunks do not overlap.
-            let out = unsafe { blocks.part(chunk.start, chunk.len()) };
-            cpu.packed().quantize(x, out);
-            if precision == Precision::Bits16 {
-                // SAFETY: chunks do not overlap.
-                let residuals = unsafe { residuals.part(chunk.start, chunk.len()) };
-                quantize_rest(cpu, x, out, residuals);
-            }
-        });
+        Places {
+            blocks: Disjoint::new(&mut self.blocks),
+            residuals: Disjoint::new(&mut self.residuals),
+            precision,
+        }
     }
 
     /// Tokens.
@@ -89,6 +111,42 @@ impl QuantizedActivations {
         let plane = if plane == 0 { &self.blocks } else { &self.residuals };
         &plane[token * self.row..][..self.row]
     }
+}
+
+/// Where quantized activations go.
+struct Places<'a> {
+    blocks: Disjoint<'a, QuantizedBlock>,
+    residuals: Disjoint<'a, QuantizedBlock>,
+    precision: Precision,
+}
+
+impl Places<'_> {
+    /// Quantizes whole blocks, the first of which is number `first`. No two calls may have a block in common.
+    #[allow(unsafe_code)]
+    fn quantize(&self, cpu: &Cpu, x: &[f32], first: usize) {
+        let count = x.len() / BLOCK_COLS;
+        // SAFETY: `fill` and `fill_prepared`, which alone have places, call this once for each block.
+        let out = unsafe { self.blocks.part(first, count) };
+        cpu.packed().quantize(x, out);
+        if self.precision == Precision::Bits16 {
+            // SAFETY: as above.
+            let residuals = unsafe { self.residuals.part(first, count) };
+            quantize_rest(cpu, x, out, residuals);
+        }
+    }
+}
+
+/// Calls `prepare` with each token's number and row of `x`, `[token][cols]`, once; tokens are shared out to the team.
+#[allow(unsafe_code)]
+pub(super) fn prepare_rows(cpu: &Cpu, x: &mut [f32], cols: usize, prepare: Prepare<'_>) {
+    let tokens = super::tokens("activations to prepare", x.len(), cols);
+    let x = Disjoint::new(x);
+    cpu.team().for_each_chunk(tokens, (CHUNK * BLOCK_COLS).div_ceil(cols), &|chunk| {
+        for token in chunk {
+            // SAFETY: every token is in one chunk, so its row is handed out once.
+            prepare(token, unsafe { x.part(token * cols, cols) });
+        }
+    });
 }
 
 fn values_of(block: &QuantizedBlock) -> [f32; BLOCK_COLS] {
@@ -136,6 +194,31 @@ impl<'a> Input<'a> {
         };
         buffer.fill(cpu, x, packed.cols(), precision);
         Self { x, quantized: Some(buffer), selected: None }
+    }
+
+    /// As [`Self::new`], of activations that `prepare` writes, a token's row of `cols` at a time: what it has written
+    /// is quantized before it leaves the core's cache, and the threads wait for each other once, not twice.
+    pub(super) fn prepared(
+        cpu: &Cpu,
+        x: &'a mut [f32],
+        cols: usize,
+        (weights, precision): (&[Weights<'_>], Precision),
+        buffer: &'a mut QuantizedActivations,
+        prepare: Prepare<'_>,
+    ) -> Self {
+        if weights.iter().any(Weights::is_packed) {
+            buffer.fill_prepared(cpu, x, cols, precision, prepare);
+            Self { x, quantized: Some(buffer), selected: None }
+        } else {
+            prepare_rows(cpu, x, cols, prepare);
+            Self::exact(x)
+        }
+    }
+
+    /// The same activations for weights that are not packed.
+    #[must_use]
+    pub fn in_f32(self) -> Self {
+        Self { quantized: None, ..self }
     }
 
     /// The tokens of these numbers, in this order, in place of all.

@@ -1,24 +1,27 @@
 //! Operations on one number at a time, and the choice of the largest.
 
+use super::activations::prepare_rows;
+use super::{Input, Precision, QuantizedActivations, Weights};
 use crate::cpu::Cpu;
-use crate::disjoint::Disjoint;
 
-/// Numbers handed to a thread at a time: a few microseconds of work.
-const CHUNK: usize = 1 << 13;
-
-/// `gate = silu(gate) * up`, with `silu(x) = x / (1 + exp(-x))`.
+/// `gate = silu(gate) * up`, with `silu(x) = x / (1 + exp(-x))`, as the input of the products with `weights`: see
+/// [`Input::new`]. `gate` and `up` are `[token][width]`.
 ///
 /// # Panics
-/// When the slices differ in length.
-#[allow(unsafe_code)]
-pub fn silu_mul(cpu: &Cpu, gate: &mut [f32], up: &[f32]) {
+/// When the slices differ in length, or are no whole number of rows.
+pub fn silu_mul<'a>(
+    cpu: &Cpu,
+    gate: &'a mut [f32],
+    up: &[f32],
+    width: usize,
+    (weights, precision): (&[Weights<'_>], Precision),
+    buffer: &'a mut QuantizedActivations,
+) -> Input<'a> {
     assert_eq!(gate.len(), up.len(), "numbers of gate and up");
-    let gate = Disjoint::new(gate);
-    cpu.team().for_each_chunk(up.len(), CHUNK, &|chunk| {
-        // SAFETY: chunks do not overlap.
-        let gate = unsafe { gate.part(chunk.start, chunk.len()) };
-        cpu.kernels().silu_mul(gate, &up[chunk]);
-    });
+    let row = |token: usize, gate: &mut [f32]| {
+        cpu.kernels().silu_mul(gate, &up[token * width..][..width]);
+    };
+    Input::prepared(cpu, gate, width, (weights, precision), buffer, &row)
 }
 
 /// `acc += x`.
@@ -41,6 +44,26 @@ pub fn add_scaled(acc: &mut [f32], x: &[f32], weight: f32) {
     for (acc, x) in acc.iter_mut().zip(x) {
         *acc += weight * x;
     }
+}
+
+/// `x[token] += sum(weights[r] * rows[r])` over the rows `r` that belong to a token: `x` and `rows` are `[..][width]`.
+///
+/// # Panics
+/// When the slices do not fit together, or there is no such row.
+pub fn add_weighted_rows<const N: usize>(
+    cpu: &Cpu,
+    x: &mut [f32],
+    rows: &[f32],
+    width: usize,
+    rows_of: &[[u32; N]],
+    weights: &[f32],
+) {
+    assert_eq!(x.len(), rows_of.len() * width, "tokens that rows are added to");
+    prepare_rows(cpu, x, width, &|token, x| {
+        for row in rows_of[token].map(|row| row as usize) {
+            add_scaled(x, &rows[row * width..][..width], weights[row]);
+        }
+    });
 }
 
 /// Index of the largest number; the lowest index where several are. NaN counts as the largest, as in PyTorch,
@@ -82,5 +105,15 @@ mod tests {
         assert_eq!(acc, [1.5, 0.0]);
         add_scaled(&mut acc, &[1.0, 2.0], -0.5);
         assert_eq!(acc, [1.0, -1.0]);
+    }
+
+    #[test]
+    fn weighted_rows_are_added_to_their_tokens() {
+        let cpu = Cpu::new(crate::ThreadTeam::new(2).unwrap());
+        let mut x = [1.0, 2.0, 3.0, 4.0];
+        let rows = [1.0, 10.0, 2.0, 20.0, 3.0, 30.0, 4.0, 40.0];
+        let weights = [0.5, 1.0, -1.0, 2.0];
+        add_weighted_rows(&cpu, &mut x, &rows, 2, &[[0, 3], [1, 2]], &weights);
+        assert_eq!(x, [1.0 + 0.5 + 8.0, 2.0 + 5.0 + 80.0, 3.0 + 2.0 - 3.0, 4.0 + 20.0 - 30.0]);
     }
 }

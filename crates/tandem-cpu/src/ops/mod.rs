@@ -15,10 +15,10 @@ mod weights;
 
 pub use activations::{Input, Precision, QuantizedActivations};
 pub use attention::attention;
-pub use elementwise::{add, add_scaled, argmax, silu_mul};
-pub use matmul::{Product, matmul, matmul_all};
+pub use elementwise::{add, add_scaled, add_weighted_rows, argmax, silu_mul};
+pub use matmul::{Largest, Product, matmul, matmul_all};
 pub use matrix::MatrixRef;
-pub use norm::layer_norm;
+pub use norm::LayerNorm;
 pub use rope::Rope;
 pub use weights::Weights;
 

@@ -1,30 +1,54 @@
 //! Layer normalisation.
 
+use super::activations::prepare_rows;
+use super::{Input, Precision, QuantizedActivations, Weights};
 use crate::cpu::Cpu;
-use crate::disjoint::Disjoint;
 
-/// Tokens handed to a thread at a time.
-const CHUNK: usize = 8;
+/// A layer norm: `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`, with the biased variance.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerNorm<'a> {
+    /// `[width]`.
+    pub weight: &'a [f32],
+    /// `[width]`.
+    pub bias: &'a [f32],
+    /// What keeps the root from being 0.
+    pub eps: f32,
+}
 
-/// `out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias` for every token, with the biased variance.
-///
-/// `x` and `out` are `[token][width]`, `weight` and `bias` `[width]`.
-///
-/// # Panics
-/// When the slices do not fit together.
-#[allow(unsafe_code)]
-pub fn layer_norm(cpu: &Cpu, x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
-    let width = weight.len();
-    let tokens = super::tokens("layer norm input", x.len(), width);
-    assert_eq!(bias.len(), width, "layer norm bias");
-    assert_eq!(out.len(), x.len(), "layer norm output");
-    let out = Disjoint::new(out);
-    cpu.team().for_each_chunk(tokens, CHUNK, &|chunk| {
-        for token in chunk {
-            let x = &x[token * width..][..width];
-            // SAFETY: every token is in one chunk, so its row is written once, by one thread.
-            let out = unsafe { out.part(token * width, width) };
-            cpu.kernels().layer_norm(x, weight, bias, eps, out);
-        }
-    });
+impl LayerNorm<'_> {
+    /// Normalises every token: `x` and `out` are `[token][width]`.
+    ///
+    /// # Panics
+    /// When the slices do not fit together.
+    pub fn apply(&self, cpu: &Cpu, x: &[f32], out: &mut [f32]) {
+        self.check(x, out);
+        prepare_rows(cpu, out, self.weight.len(), &|token, out| self.row(cpu, x, token, out));
+    }
+
+    /// As [`Self::apply`], and answers the result as the input of the products with `weights`: see [`Input::new`].
+    ///
+    /// # Panics
+    /// As [`Self::apply`] and [`Input::new`].
+    pub fn input<'a>(
+        &self,
+        cpu: &Cpu,
+        x: &[f32],
+        out: &'a mut [f32],
+        (weights, precision): (&[Weights<'_>], Precision),
+        buffer: &'a mut QuantizedActivations,
+    ) -> Input<'a> {
+        self.check(x, out);
+        let row = |token: usize, out: &mut [f32]| self.row(cpu, x, token, out);
+        Input::prepared(cpu, out, self.weight.len(), (weights, precision), buffer, &row)
+    }
+
+    fn check(&self, x: &[f32], out: &[f32]) {
+        assert_eq!(self.bias.len(), self.weight.len(), "layer norm bias");
+        assert_eq!(out.len(), x.len(), "layer norm output");
+    }
+
+    fn row(&self, cpu: &Cpu, x: &[f32], token: usize, out: &mut [f32]) {
+        let x = &x[token * out.len()..][..out.len()];
+        cpu.kernels().layer_norm(x, self.weight, self.bias, self.eps, out);
+    }
 }

@@ -30,6 +30,14 @@ impl Weights<'_> {
         }
     }
 
+    /// Bytes in memory.
+    pub fn n_bytes(&self) -> usize {
+        match self {
+            Self::Rows(matrix) => matrix.bytes.len(),
+            Self::Packed(matrix) => matrix.layout().n_bytes(),
+        }
+    }
+
     /// Whether products take activations in 8 bits.
     pub fn is_packed(&self) -> bool {
         matches!(self, Self::Packed(_))

@@ -1,7 +1,7 @@
 //! Products of weights and activations.
 
 use half::f16;
-use tandem_cpu::ops::{Input, Product, matmul, matmul_all};
+use tandem_cpu::ops::{Input, Largest, Product, matmul, matmul_all};
 use tandem_cpu::{Cpu, MatrixRef};
 use tandem_formats::{DType, blocks};
 
@@ -237,11 +237,9 @@ fn products_in_one_go_are_the_products() {
         let mut outs: Vec<_> =
             shapes.iter().map(|&(_, rows, _, tokens)| vec![f32::NAN; rows * tokens]).collect();
         let mut products: Vec<_> = (outs.iter_mut().enumerate())
-            .map(|(i, out)| Product {
-                weights: weights[i].matrix().into(),
-                bias: Some(&biases[i]),
-                input: Input::exact(&xs[i]),
-                out,
+            .map(|(i, out)| {
+                let input = Input::exact(&xs[i]);
+                Product::new(weights[i].matrix(), Some(&biases[i]), input, out)
             })
             .collect();
         matmul_all(cpu, &mut products);
@@ -253,6 +251,39 @@ fn products_in_one_go_are_the_products() {
                 &weights[i].oracle(Some(&biases[i]), &xs[i]),
             );
         }
+    });
+}
+
+/// A residual connection: the product is added to what is there. And the largest results are those of all.
+#[test]
+fn products_are_added_and_their_largest_kept() {
+    on_every_isa(|cpu| {
+        let mut random = Random(31);
+        let weights = Weights::random(&mut random, DType::BF16, 300, 64);
+        for tokens in [1, 5] {
+            let (x, bias) = (random.numbers(tokens * 64), random.numbers(300));
+            let before = random.numbers(tokens * 300);
+            let mut expected = weights.oracle(Some(&bias), &x);
+            for ((sum, tolerance), before) in expected.iter_mut().zip(&before) {
+                *sum += f64::from(*before);
+                *tolerance += 4.0 * U * (sum.abs() + f64::from(before.abs()));
+            }
+            let mut out = before.clone();
+            let input = Input::exact(&x);
+            let product = Product::new(weights.matrix(), Some(&bias), input, &mut out);
+            matmul_all(cpu, &mut [Product { accumulate: true, ..product }]);
+            assert_close(&format!("{} added, {tokens} tokens", cpu.isa()), &out, &expected);
+        }
+        let x = random.numbers(64);
+        let mut out = vec![0.0; 300];
+        let allowed = |row| row % 5 != 0;
+        let largest = Largest::new(7, &allowed);
+        let product = Product::new(weights.matrix(), None, Input::exact(&x), &mut out);
+        matmul_all(cpu, &mut [Product { largest: std::slice::from_ref(&largest), ..product }]);
+        let mut expected: Vec<(f32, u32)> =
+            out.iter().copied().zip(0..).filter(|(_, row)| row % 5 != 0).collect();
+        expected.sort_by(|a, b| b.0.total_cmp(&a.0));
+        assert_eq!(largest.into_sorted(), expected[..7]);
     });
 }
 

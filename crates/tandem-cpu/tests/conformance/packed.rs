@@ -228,12 +228,7 @@ fn products_in_one_go_are_the_products() {
         for weights in weights {
             let mut outs = selections.map(|tokens| vec![f32::NAN; tokens.len() * weights.rows()]);
             let mut products: Vec<_> = (selections.iter().zip(&mut outs))
-                .map(|(tokens, out)| Product {
-                    weights,
-                    bias: None,
-                    input: input.select(tokens),
-                    out,
-                })
+                .map(|(tokens, out)| Product::new(weights, None, input.select(tokens), out))
                 .collect();
             matmul_all(&cpu, &mut products);
             for (tokens, out) in selections.iter().zip(&outs) {

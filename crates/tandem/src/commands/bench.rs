@@ -1,8 +1,11 @@
-//! `tandem bench`: llama-bench's table, with what the memory allows next to it.
+//! `tandem bench`: llama-bench's table, with what the machine allows next to it.
+
+mod profile;
 
 use std::io::Write;
 use std::process::ExitCode;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use serde::Serialize;
@@ -15,8 +18,9 @@ use crate::{engine, progress};
 
 /// Measure how fast a model runs, as llama-bench does, and what share of the memory's bandwidth it uses
 ///
-/// Bandwidth is measured before and after each test, by reading memory with the same threads. "roofline" is the
-/// bytes that a token must read, times tokens per second, as a share of that bandwidth. Rates are medians.
+/// What the machine can do is measured before and after each test, with the same threads: how fast it reads memory, and
+/// how fast it multiplies 8-bit numbers. "roofline" is the share of it that is used: when generating, of the bandwidth,
+/// by the bytes that a token must read; when reading a prompt, of the arithmetic. Rates are medians.
 #[derive(Args)]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
@@ -64,6 +68,10 @@ pub(crate) struct BenchArgs {
     #[arg(short, long, value_enum, value_name = "FORM", env = "TANDEM_BENCH_OUTPUT", default_value_t = Form::Md)]
     output: Form,
 
+    /// Show where the time goes, operation by operation
+    #[arg(long, env = "TANDEM_BENCH_PROFILE", value_parser = FalseyValueParser::new())]
+    profile: bool,
+
     #[command(flatten)]
     compute: ComputeOptions,
 }
@@ -87,8 +95,11 @@ struct Row {
     tokens_per_second: f64,
     tokens_per_second_all: Vec<f64>,
     read_bandwidth: f64,
+    /// 8-bit operations per second.
+    int8_peak: f64,
     bytes_per_token: Option<f64>,
     roofline: Option<f64>,
+    profile: Vec<profile::Row>,
 }
 
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
@@ -104,6 +115,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     }
     bar.finish_and_clear();
     let text = match args.output {
+        Form::Md if args.profile => markdown(&rows) + &profile::markdown(&rows),
         Form::Md => markdown(&rows),
         Form::Csv => csv(&rows),
         Form::Json => serde_json::to_string_pretty(&rows)?,
@@ -134,17 +146,25 @@ fn row(
     test: Test,
 ) -> anyhow::Result<Row> {
     let total = checkpoint.summary().total();
-    let before = executor.read_bandwidth()?;
+    let before = (executor.read_bandwidth()?, executor.int8_peak());
     let rates = bench::run(executor, session.kv_mut(), test, args.repetitions)?;
-    let after = executor.read_bandwidth()?;
-    let bandwidth = f64::midpoint(before, after);
+    let profile = executor.profile().clone();
+    let after = (executor.read_bandwidth()?, executor.int8_peak());
+    let bandwidth = f64::midpoint(before.0, after.0);
+    let peak = f64::midpoint(before.1, after.1);
     let rate = median(&rates);
-    // A prompt reads the weights once for many tokens: bandwidth is not what bounds it.
-    let bytes = match test.work {
-        Work::Prompt(_) => None,
+    let (bytes, roofline) = match test.work {
+        // A prompt reads the weights once for many tokens: arithmetic bounds it, in whole numbers where weights are packed.
+        Work::Prompt(_) => {
+            let tokens = (args.repetitions * test.tokens()) as f64;
+            let share = profile::packed_arithmetic(&profile) as f64 / tokens * rate / peak;
+            (None, executor.model().is_packed().then_some(share))
+        }
         Work::Generate(n) => {
             let mean_context = test.depth as f64 + (n as f64 + 1.0) / 2.0;
-            Some(total.bytes_per_token as f64 + mean_context * session.kv_bytes_per_token() as f64)
+            let bytes =
+                total.bytes_per_token as f64 + mean_context * session.kv_bytes_per_token() as f64;
+            (Some(bytes), Some(bytes * rate / bandwidth))
         }
     };
     let name = checkpoint.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -158,8 +178,10 @@ fn row(
         tokens_per_second: rate,
         tokens_per_second_all: rates,
         read_bandwidth: bandwidth,
+        int8_peak: peak,
         bytes_per_token: bytes,
-        roofline: bytes.map(|bytes| bytes * rate / bandwidth),
+        roofline,
+        profile: profile::rows(&profile, args.repetitions * test.tokens()),
     })
 }
 
@@ -175,6 +197,7 @@ fn markdown(rows: &[Row]) -> String {
         "test",
         "t/s",
         "GB/s read",
+        "Gop/s int8",
         "roofline",
     ]);
     for r in rows {
@@ -192,10 +215,11 @@ fn markdown(rows: &[Row]) -> String {
             r.test.clone(),
             format!("{:.2} ± {spread:.2}", r.tokens_per_second),
             format!("{:.1}", r.read_bandwidth / 1e9),
+            format!("{:.0}", r.int8_peak / 1e9),
             r.roofline.map_or_else(String::new, |share| format!("{:.0} %", 100.0 * share)),
         ]);
     }
-    for column in [1, 2, 4, 6, 7, 8] {
+    for column in [1, 2, 4, 6, 7, 8, 9] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -205,21 +229,22 @@ fn markdown(rows: &[Row]) -> String {
 
 fn csv(rows: &[Row]) -> String {
     let mut text =
-        "model,size_bytes,params,backend,threads,test,tokens_per_second,read_bandwidth,roofline\n"
+        "model,size_bytes,params,backend,threads,test,tokens_per_second,read_bandwidth,int8_peak,roofline\n"
             .to_owned();
     for r in rows {
         let share = r.roofline.map_or_else(String::new, |share| format!("{share:.4}"));
         // Names of files may have commas.
         let model = format!("\"{}\"", r.model.replace('"', "\"\""));
         text += &format!(
-            "{model},{},{},{},{},{},{:.3},{:.0},{share}\n",
+            "{model},{},{},{},{},{},{:.3},{:.0},{:.0},{share}\n",
             r.size_bytes,
             r.params,
             r.backend,
             r.threads,
             r.test,
             r.tokens_per_second,
-            r.read_bandwidth
+            r.read_bandwidth,
+            r.int8_peak
         );
     }
     text.trim_end().to_owned()

@@ -16,7 +16,7 @@ use tandem_memory::packed::BLOCK_COLS;
 
 use crate::prefetch::prefetch;
 
-use super::{PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens, scales_of};
+use super::{CHAINS, PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens, scales_of};
 
 /// The packed kernels for machines with AVX2, FMA and F16C. A value is the proof that this machine has them.
 #[derive(Clone, Copy)]
@@ -49,6 +49,11 @@ impl PackedKernels for Avx2 {
         let mut tokens = Tokens::new(tile, x, sums);
         // SAFETY: `self` exists, so the machine has the instructions; `Tokens` checked the number of blocks.
         unsafe { in_batches!(tokens, tile, dots, 4, 2, 1) }
+    }
+
+    fn multiply_adds(&self, rounds: usize) -> usize {
+        // SAFETY: `self` exists, so the machine has the instructions.
+        unsafe { multiply_adds(rounds) }
     }
 }
 
@@ -229,4 +234,17 @@ fn whole_dots_q8_0<const T: usize>(
         }
     }
     sums
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn multiply_adds(rounds: usize) -> usize {
+    let ones = std::hint::black_box(_mm256_set1_epi8(1));
+    let mut sums = [std::hint::black_box(_mm256_setzero_si256()); CHAINS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(ones, *sum));
+        }
+    }
+    std::hint::black_box(sums);
+    rounds * CHAINS * size_of::<__m256i>()
 }

@@ -10,7 +10,7 @@ use tandem_memory::PackedType;
 use crate::prefetch::prefetch;
 
 use super::avx2::Avx2;
-use super::{PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens};
+use super::{CHAINS, PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens};
 
 /// The packed kernels for machines with AVX-512 VNNI. A value is the proof that this machine has it.
 pub(in crate::isa) struct Avx512 {
@@ -37,6 +37,11 @@ impl PackedKernels for Avx512 {
         let mut tokens = Tokens::new(tile, x, sums);
         // SAFETY: `self` exists, so the machine has the instructions; `Tokens` checked the number of blocks.
         unsafe { in_batches!(tokens, tile, dots, 8, 4, 2, 1) }
+    }
+
+    fn multiply_adds(&self, rounds: usize) -> usize {
+        // SAFETY: `self` exists, so the machine has the instructions.
+        unsafe { multiply_adds(rounds) }
     }
 }
 
@@ -146,4 +151,17 @@ fn whole_dots_q8_0<const T: usize>(quants: &[u8; 512], x: [&QuantizedBlock; T]) 
         }
     }
     sums
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn multiply_adds(rounds: usize) -> usize {
+    let ones = std::hint::black_box(_mm512_set1_epi8(1));
+    let mut sums = [std::hint::black_box(_mm512_setzero_si512()); CHAINS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_dpbusd_epi32(*sum, ones, ones);
+        }
+    }
+    std::hint::black_box(sums);
+    rounds * CHAINS * size_of::<__m512i>()
 }

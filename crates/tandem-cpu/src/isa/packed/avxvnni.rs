@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use tandem_memory::PackedType;
 
 use super::avx2::{self, Avx2, group_of, quants_at};
-use super::{PackedKernels, QuantizedBlock, Tile, TileSums, Tokens};
+use super::{CHAINS, PackedKernels, QuantizedBlock, Tile, TileSums, Tokens};
 
 /// The packed kernels for machines with AVX-VNNI. A value is the proof that this machine has it.
 pub(in crate::isa) struct AvxVnni {
@@ -34,6 +34,11 @@ impl PackedKernels for AvxVnni {
         let mut tokens = Tokens::new(tile, x, sums);
         // SAFETY: `self` exists, so the machine has the instructions; `Tokens` checked the number of blocks.
         unsafe { in_batches!(tokens, tile, dots, 4, 2, 1) }
+    }
+
+    fn multiply_adds(&self, rounds: usize) -> usize {
+        // SAFETY: `self` exists, so the machine has the instructions.
+        unsafe { multiply_adds(rounds) }
     }
 }
 
@@ -102,4 +107,17 @@ fn whole_dots_q8_0<const T: usize>(
         }
     }
     sums
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+fn multiply_adds(rounds: usize) -> usize {
+    let ones = std::hint::black_box(_mm256_set1_epi8(1));
+    let mut sums = [std::hint::black_box(_mm256_setzero_si256()); CHAINS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm256_dpbusd_avx_epi32(*sum, ones, ones);
+        }
+    }
+    std::hint::black_box(sums);
+    rounds * CHAINS * size_of::<__m256i>()
 }

@@ -2,6 +2,8 @@
 //!
 //! Loops run over the rows of a tile innermost, which a compiler can turn into vector instructions.
 
+use std::hint::black_box;
+
 use tandem_memory::PackedType;
 use tandem_memory::packed::{BLOCK_COLS, TILE_ROWS};
 
@@ -33,6 +35,17 @@ impl PackedKernels for Generic {
                 }
             }
         }
+    }
+
+    fn multiply_adds(&self, rounds: usize) -> usize {
+        // This is slow enough that fewer rounds take as long.
+        let rounds = rounds.div_ceil(64);
+        let quants = [1; PackedType::Q8_0.quant_bytes()];
+        let x = QuantizedBlock { values: [1; BLOCK_COLS], ..QuantizedBlock::default() };
+        for _ in 0..rounds {
+            black_box(q8_0(black_box(&quants), black_box(&x)));
+        }
+        rounds * quants.len()
     }
 }
 

@@ -100,7 +100,15 @@ pub(crate) trait PackedKernels: Sync {
     /// Adds to `sums[token][row]` the dot product of a row of the tile and the activations of a token. Every token
     /// has as many blocks as the tile.
     fn dots(&self, tile: Tile<'_>, x: &[&[QuantizedBlock]], sums: &mut [TileSums]);
+
+    /// Multiplies and adds 8-bit numbers that never leave registers, with the instructions that [`Self::dots`] uses;
+    /// answers how many multiplications that were. For measuring what the arithmetic allows.
+    fn multiply_adds(&self, rounds: usize) -> usize;
 }
+
+/// Sums that [`PackedKernels::multiply_adds`] adds to in turn: more than the instructions' latency times the units
+/// that execute them, so that none waits for another.
+const CHAINS: usize = 12;
 
 /// Tokens and their sums, to be taken as many at a time as there are registers for.
 struct Tokens<'a, 'x> {

@@ -8,10 +8,13 @@
 //! Several products can be computed in one go ([`matmul_all`]). The threads then wait for each other once, not
 //! once for each matrix, which matters where matrices are small: a router's experts have 448 rows.
 
+mod largest;
 mod packed;
 mod rows;
 
 use std::ops::Range;
+
+pub use largest::Largest;
 
 use super::{Input, Weights};
 use crate::cpu::Cpu;
@@ -26,8 +29,34 @@ pub struct Product<'a> {
     pub bias: Option<&'a [f32]>,
     /// Tokens of `[cols]`.
     pub input: Input<'a>,
-    /// `[token][rows]`; overwritten.
+    /// `[token][rows]`.
     pub out: &'a mut [f32],
+    /// Whether results are added to what is in `out`, as a residual connection wants; else they replace it.
+    pub accumulate: bool,
+    /// Where to keep the largest results of each token; nowhere where this is empty.
+    pub largest: &'a [Largest<'a>],
+}
+
+impl<'a> Product<'a> {
+    /// `out = weights * x + bias`.
+    pub fn new(
+        weights: impl Into<Weights<'a>>,
+        bias: Option<&'a [f32]>,
+        input: Input<'a>,
+        out: &'a mut [f32],
+    ) -> Self {
+        Self { weights: weights.into(), bias, input, out, accumulate: false, largest: &[] }
+    }
+
+    /// Tokens of the input.
+    fn tokens(&self) -> usize {
+        self.input.tokens(self.weights.cols())
+    }
+
+    /// Multiplications of a weight with an activation.
+    pub fn multiplications(&self) -> usize {
+        self.weights.rows() * self.weights.cols() * self.tokens()
+    }
 }
 
 /// `out = weights * x + bias` for every token of the input: `out` is `[token][rows]`.
@@ -41,7 +70,7 @@ pub fn matmul<'a>(
     input: Input<'a>,
     out: &'a mut [f32],
 ) {
-    matmul_all(cpu, &mut [Product { weights: weights.into(), bias, input, out }]);
+    matmul_all(cpu, &mut [Product::new(weights, bias, input, out)]);
 }
 
 /// Several products in one go. They may differ in everything, the number of tokens included.
@@ -49,8 +78,7 @@ pub fn matmul<'a>(
 /// # Panics
 /// When what belongs to one product does not fit together.
 pub fn matmul_all(cpu: &Cpu, products: &mut [Product<'_>]) {
-    let work: usize =
-        products.iter().map(|p| p.weights.rows() * p.weights.cols() * tokens_of(p)).sum();
+    let work: usize = products.iter().map(Product::multiplications).sum();
     let share = work / cpu.team().threads();
     let mut end = 0;
     let tasks: Vec<Task<'_>> = products
@@ -67,10 +95,6 @@ pub fn matmul_all(cpu: &Cpu, products: &mut [Product<'_>]) {
             task.run(cpu, item - task.items.start);
         }
     });
-}
-
-fn tokens_of(product: &Product<'_>) -> usize {
-    product.input.tokens(product.weights.cols())
 }
 
 /// A product, cut into items: blocks of tokens, and within each of them ranges of rows.
@@ -93,7 +117,7 @@ struct Cut {
 impl<'a> Task<'a> {
     /// Cuts a product; `share` is what a thread has to do in all, in weights times tokens.
     fn new(product: &'a mut Product<'_>, first_item: usize, share: usize) -> Self {
-        let tokens = tokens_of(product);
+        let tokens = product.tokens();
         let (rows, cols) = (product.weights.rows(), product.weights.cols());
         assert_eq!(product.out.len(), tokens * rows, "matmul output of {tokens} tokens x {rows}");
         if let Some(bias) = product.bias {
@@ -104,7 +128,13 @@ impl<'a> Task<'a> {
             Weights::Packed(_) => packed::cut(product.input, cols, share),
         };
         let items = first_item..first_item + rows.div_ceil(cut.rows) * tokens.div_ceil(cut.tokens);
-        let output = Output { bias: product.bias, rows, out: Disjoint::new(product.out) };
+        let output = Output {
+            bias: product.bias,
+            rows,
+            out: Disjoint::new(product.out),
+            accumulate: product.accumulate,
+            largest: product.largest,
+        };
         Self { weights: product.weights, input: product.input, output, tokens, cut, items }
     }
 
@@ -131,6 +161,8 @@ struct Output<'a> {
     bias: Option<&'a [f32]>,
     rows: usize,
     out: Disjoint<'a, f32>,
+    accumulate: bool,
+    largest: &'a [Largest<'a>],
 }
 
 impl Output<'_> {
@@ -140,9 +172,16 @@ impl Output<'_> {
         // SAFETY: every item is run once, items differ in their tokens or their rows, and what is handed out ends
         // with this call.
         let out = unsafe { self.out.part(token * self.rows + first, sums.len()) };
-        out.copy_from_slice(sums);
+        if self.accumulate {
+            super::add(out, sums);
+        } else {
+            out.copy_from_slice(sums);
+        }
         if let Some(bias) = self.bias {
             super::add(out, &bias[first..][..sums.len()]);
+        }
+        if let Some(largest) = self.largest.get(token) {
+            largest.offer(first, out);
         }
     }
 }

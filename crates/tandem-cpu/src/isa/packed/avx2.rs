@@ -147,7 +147,10 @@ pub(super) unsafe fn blocks<const BYTES: usize, const T: usize>(
         let x: [&QuantizedBlock; T] = std::array::from_fn(|t| unsafe { x[t].get_unchecked(b) });
         if T == 1 {
             prefetch(quants);
-            prefetch(scales);
+            // Two blocks' scales are in one cache line.
+            if b % 2 == 0 {
+                prefetch(scales);
+            }
         }
         let dots = dots(quants, x);
         for half in 0..2 {

@@ -90,7 +90,10 @@ unsafe fn blocks<const BYTES: usize, const T: usize>(
         // 8-bit quants leave little to compute: there it makes no difference.
         if T == 1 && BYTES == PackedType::Q4_0.quant_bytes() {
             prefetch(quants);
-            prefetch(scales);
+            // Two blocks' scales are in one cache line.
+            if b % 2 == 0 {
+                prefetch(scales);
+            }
         }
         let dots = dots(quants, x);
         // SAFETY: a block's scales are 16 f16.

@@ -87,7 +87,8 @@ impl<'a> Tile<'a> {
         }
     }
 
-    fn blocks(&self) -> usize {
+    /// Blocks of a row.
+    pub(crate) fn blocks(&self) -> usize {
         self.scales.len()
     }
 }

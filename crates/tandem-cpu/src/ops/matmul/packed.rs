@@ -10,7 +10,7 @@ use tandem_memory::PackedMatrix;
 use tandem_memory::packed::TILE_ROWS;
 
 use super::{Cut, Output};
-use crate::isa::{PackedKernels, QuantizedBlock, Tile};
+use crate::isa::{PackedKernels, QuantizedBlock, Tile, TileSums};
 use crate::ops::Input;
 use crate::scratch::with_scratch;
 
@@ -48,24 +48,25 @@ pub(super) fn run(
     tokens: Range<usize>,
     output: &Output<'_>,
 ) {
-    let (kind, blocks) = (weights.layout().kind(), weights.layout().blocks());
+    let kind = weights.layout().kind();
     let planes = input.planes();
     let x_rows = tokens.len() * planes;
-    // A few tokens take the tile once, from one end to the other.
-    let stretch = if x_rows <= ROWS { blocks } else { STRETCH };
+    // In what follows tokens count twice where they have two rows of activations.
+    let mut x: [&[QuantizedBlock]; MAX_ROWS] = [&[]; MAX_ROWS];
+    let x = &mut x[..x_rows];
+    for (i, x) in x.iter_mut().enumerate() {
+        *x = input.quantized_row(tokens.start + i / planes, i % planes);
+    }
     with_scratch([x_rows * TILE_ROWS], |[sums]| {
         let sums = sums.as_chunks_mut::<TILE_ROWS>().0;
         for first in rows.clone().step_by(TILE_ROWS) {
             let tile = Tile::new(kind, weights.tile(first / TILE_ROWS));
             sums.fill([0.0; TILE_ROWS]);
-            for start in (0..blocks).step_by(stretch) {
-                let part = start..(start + stretch).min(blocks);
-                let mut x: [&[QuantizedBlock]; MAX_ROWS] = [&[]; MAX_ROWS];
-                for (i, x) in x[..x_rows].iter_mut().enumerate() {
-                    let token = tokens.start + i / planes;
-                    *x = &input.quantized_row(token, i % planes)[part.clone()];
-                }
-                kernels.dots(tile.part(part), &x[..x_rows], sums);
+            if x_rows <= ROWS {
+                // A few tokens take the tile once, from one end to the other.
+                kernels.dots(tile, x, sums);
+            } else {
+                stretch_by_stretch(kernels, tile, x, sums);
             }
             let count = (rows.end - first).min(TILE_ROWS);
             for (token, sums) in tokens.clone().zip(sums.chunks_exact_mut(planes)) {
@@ -76,4 +77,21 @@ pub(super) fn run(
             }
         }
     });
+}
+
+/// Adds up the dot products of a tile with many tokens, a stretch of columns at a time.
+fn stretch_by_stretch(
+    kernels: &dyn PackedKernels,
+    tile: Tile<'_>,
+    x: &[&[QuantizedBlock]],
+    sums: &mut [TileSums],
+) {
+    let mut stretch: [&[QuantizedBlock]; MAX_ROWS] = [&[]; MAX_ROWS];
+    for start in (0..tile.blocks()).step_by(STRETCH) {
+        let part = start..(start + STRETCH).min(tile.blocks());
+        for (stretch, x) in stretch.iter_mut().zip(x) {
+            *stretch = &x[part.clone()];
+        }
+        kernels.dots(tile.part(part), &stretch[..x.len()], sums);
+    }
 }

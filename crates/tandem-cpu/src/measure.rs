@@ -9,16 +9,30 @@ use crate::prefetch::prefetch;
 /// Bytes that a thread reads before it asks for more.
 const CHUNK: usize = 1 << 20;
 
+/// How memory is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// The processor alone sees what will be needed.
+    Plain,
+    /// It is told early, as the products do.
+    Prefetched,
+}
+
 /// Reads all of `memory` once with the whole team; answers bytes per second.
 ///
 /// `memory` should be much larger than the caches and touched before. Adding up 64-bit words costs less than fetching
 /// them, so the time is the memory's.
-pub fn read_bandwidth(cpu: &Cpu, memory: &[u64]) -> f64 {
+pub fn read_bandwidth(cpu: &Cpu, memory: &[u64], reading: Reading) -> f64 {
     let total = AtomicU64::new(0);
     let started = Instant::now();
     let words = CHUNK / size_of::<u64>();
     cpu.team().for_each_chunk(memory.len(), words, &|range| {
-        total.fetch_add(sum(&memory[range]), Ordering::Relaxed);
+        let words = &memory[range];
+        let sum = match reading {
+            Reading::Plain => sum::<false>(words),
+            Reading::Prefetched => sum::<true>(words),
+        };
+        total.fetch_add(sum, Ordering::Relaxed);
     });
     let seconds = started.elapsed().as_secs_f64();
     // The sum is looked at, so that nothing can leave the reading out.
@@ -39,13 +53,14 @@ pub fn int8_peak(cpu: &Cpu) -> f64 {
     2.0 * total.into_inner() as f64 / started.elapsed().as_secs_f64()
 }
 
-/// Eight sums side by side, which compilers turn into vectors. Asks for memory early, as the products do: what they
-/// reach must not be more than what is called possible.
-fn sum(words: &[u64]) -> u64 {
+/// Eight sums side by side, which compilers turn into vectors.
+fn sum<const PREFETCHED: bool>(words: &[u64]) -> u64 {
     let mut sums = [0u64; 8];
     let (chunks, rest) = words.as_chunks::<8>();
     for chunk in chunks {
-        prefetch(chunk);
+        if PREFETCHED {
+            prefetch(chunk);
+        }
         for (sum, word) in sums.iter_mut().zip(chunk) {
             *sum = sum.wrapping_add(*word);
         }
@@ -61,10 +76,13 @@ mod tests {
     #[test]
     fn every_word_is_read_once() {
         let words: Vec<u64> = (0..100_003).collect();
-        assert_eq!(sum(&words), words.iter().sum::<u64>());
+        assert_eq!(sum::<false>(&words), words.iter().sum::<u64>());
+        assert_eq!(sum::<true>(&words), words.iter().sum::<u64>());
         let cpu = Cpu::new(ThreadTeam::new(2).unwrap());
-        let rate = read_bandwidth(&cpu, &words);
-        assert!(rate.is_finite() && rate > 0.0);
+        for reading in [Reading::Plain, Reading::Prefetched] {
+            let rate = read_bandwidth(&cpu, &words, reading);
+            assert!(rate.is_finite() && rate > 0.0);
+        }
         let peak = int8_peak(&cpu);
         assert!(peak.is_finite() && peak > 0.0);
     }

@@ -27,6 +27,8 @@
 //! moves bytes. Rows that fill up the last tile have scale 0 and quants that stand for 0. With the quants on a
 //! 64-byte boundary everything in the layout is aligned to its own size.
 
+use std::ops::Range;
+
 use half::f16;
 use half::slice::HalfBitsSliceExt;
 use tandem_formats::DType;
@@ -231,9 +233,18 @@ impl<'a> PackedMatrix<'a> {
     /// # Panics
     /// When there is no such tile.
     pub fn tile(&self, index: usize) -> (&'a [u8], &'a [f16]) {
+        self.tiles(index..index + 1)
+    }
+
+    /// Tiles that follow each other, as [`Self::tile`].
+    ///
+    /// # Panics
+    /// When there are no such tiles.
+    pub fn tiles(&self, range: Range<usize>) -> (&'a [u8], &'a [f16]) {
         let (quants, scales) =
             (self.layout.tile_quant_bytes(), self.layout.tile_scale_bytes() / size_of::<f16>());
-        (&self.quants[index * quants..][..quants], &self.scales[index * scales..][..scales])
+        let Range { start, end } = range;
+        (&self.quants[start * quants..end * quants], &self.scales[start * scales..end * scales])
     }
 
     /// Decodes one row, as an embedding table needs.

@@ -160,6 +160,11 @@ impl WeightStore {
         }
     }
 
+    /// The allocation as words, whatever they mean.
+    pub fn words(&self) -> &[u64] {
+        self.buffer.typed()
+    }
+
     /// Bytes of the allocation.
     pub fn n_bytes(&self) -> usize {
         self.buffer.len()

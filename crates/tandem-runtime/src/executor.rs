@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use tandem_cpu::measure::{int8_peak, read_bandwidth};
+use tandem_cpu::measure::{Reading, int8_peak, read_bandwidth};
 use tandem_cpu::ops::{
     self, Input, Largest, LayerNorm, Precision, Product, QuantizedActivations, Rope,
 };
@@ -31,6 +31,9 @@ pub const DEFAULT_BATCH: usize = 256;
 /// bits for their neighbours. Of all inputs this one changes most of the routers' later choices when it is rounded
 /// to 8 bits, and down projections are a ninth of a layer's arithmetic.
 const DOWN_PRECISION: Precision = Precision::Bits16;
+
+/// Bytes below which caches may hold a model.
+const SMALL_MODEL: usize = 256 << 20;
 
 /// For which tokens of a batch logits are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,18 +111,33 @@ impl Executor {
         self.cpu.isa()
     }
 
-    /// Bytes per second that the team reads from memory: the middle of three passes over as many bytes as the model
-    /// has, but no more than 1 GiB.
+    /// Bytes per second that the team reads from memory: the middle of three passes over the model's weights (1 GiB of
+    /// them at most), for the better of two ways of reading. Of a small model, which caches may hold, over memory taken
+    /// for this.
     ///
     /// # Errors
     /// Where memory to read cannot be had.
     pub fn read_bandwidth(&self) -> Result<f64> {
-        let bytes = self.model.n_bytes().clamp(64 << 20, 1 << 30);
-        let mut memory = AlignedBuffer::zeroed(bytes).map_err(MemoryError::from)?;
+        if self.model.n_bytes() >= SMALL_MODEL {
+            let words = self.model.words();
+            return Ok(
+                self.read_bandwidth_of(&words[..words.len().min((1 << 30) / size_of::<u64>())])
+            );
+        }
+        let mut memory = AlignedBuffer::zeroed(SMALL_MODEL).map_err(MemoryError::from)?;
+        memory.advise_huge_pages();
         // Pages that were never written are all the same page of zeros.
         memory.fill(1);
-        let rates: Vec<f64> = (0..3).map(|_| read_bandwidth(&self.cpu, memory.typed())).collect();
-        Ok(median(&rates))
+        Ok(self.read_bandwidth_of(memory.typed()))
+    }
+
+    fn read_bandwidth_of(&self, memory: &[u64]) -> f64 {
+        let rate = |reading| {
+            let rates: Vec<f64> =
+                (0..3).map(|_| read_bandwidth(&self.cpu, memory, reading)).collect();
+            median(&rates)
+        };
+        rate(Reading::Plain).max(rate(Reading::Prefetched))
     }
 
     /// Operations per second that the team can do on 8-bit numbers: see [`int8_peak`].

@@ -59,6 +59,11 @@ impl Model {
         self.weights.n_bytes()
     }
 
+    /// All weights as words, whatever they mean: to see how fast they can be read.
+    pub(crate) fn words(&self) -> &[u64] {
+        self.weights.words()
+    }
+
     /// Whether products with experts take 8-bit activations.
     pub fn is_packed(&self) -> bool {
         self.layer(0).matrix(LayerTensor::ExpertGate(0)).is_packed()

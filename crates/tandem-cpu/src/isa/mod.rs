@@ -15,7 +15,7 @@ use std::fmt;
 use half::f16;
 use tandem_formats::DType;
 
-pub(crate) use packed::{PackedKernels, QuantizedBlock, Tile, TileSums};
+pub(crate) use packed::{PackedKernels, QuantizedBlock, TileSums, Tiles};
 
 /// Instruction sets that the operations are written for, the slowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

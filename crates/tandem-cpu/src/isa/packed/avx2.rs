@@ -45,9 +45,9 @@ impl PackedKernels for Avx2 {
         }
     }
 
-    fn dots(&self, tile: Tile<'_>, x: &[&[QuantizedBlock]], sums: &mut [TileSums]) {
-        let mut tokens = Tokens::new(tile, x, sums);
-        // SAFETY: `self` exists, so the machine has the instructions; `Tokens` checked the number of blocks.
+    fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_>) {
+        // SAFETY: `self` exists, so the machine has the instructions; of `Tokens` it is known that the number of
+        // blocks is right.
         unsafe { in_batches!(tokens, tile, dots, 4, 2, 1) }
     }
 
@@ -145,7 +145,8 @@ pub(super) unsafe fn blocks<const BYTES: usize, const T: usize>(
     for (b, (quants, scales)) in quants.as_chunks::<BYTES>().0.iter().zip(scales).enumerate() {
         // SAFETY: `b` counts blocks, and the caller promises that every token has as many.
         let x: [&QuantizedBlock; T] = std::array::from_fn(|t| unsafe { x[t].get_unchecked(b) });
-        if T == 1 {
+        // More tokens leave the memory time to look ahead by itself.
+        if T <= 2 {
             prefetch(quants);
             // Two blocks' scales are in one cache line.
             if b % 2 == 0 {

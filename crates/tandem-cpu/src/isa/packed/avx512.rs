@@ -33,9 +33,9 @@ impl PackedKernels for Avx512 {
         self.avx2.quantize(x, out);
     }
 
-    fn dots(&self, tile: Tile<'_>, x: &[&[QuantizedBlock]], sums: &mut [TileSums]) {
-        let mut tokens = Tokens::new(tile, x, sums);
-        // SAFETY: `self` exists, so the machine has the instructions; `Tokens` checked the number of blocks.
+    fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_>) {
+        // SAFETY: `self` exists, so the machine has the instructions; of `Tokens` it is known that the number of
+        // blocks is right.
         unsafe { in_batches!(tokens, tile, dots, 8, 4, 2, 1) }
     }
 
@@ -88,7 +88,7 @@ unsafe fn blocks<const BYTES: usize, const T: usize>(
         // SAFETY: `b` counts blocks, and the caller promises that every token has as many.
         let x: [&QuantizedBlock; T] = std::array::from_fn(|t| unsafe { x[t].get_unchecked(b) });
         // 8-bit quants leave little to compute: there it makes no difference.
-        if T == 1 && BYTES == PackedType::Q4_0.quant_bytes() {
+        if T <= 2 && BYTES == PackedType::Q4_0.quant_bytes() {
             prefetch(quants);
             // Two blocks' scales are in one cache line.
             if b % 2 == 0 {

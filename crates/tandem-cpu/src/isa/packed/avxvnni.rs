@@ -30,9 +30,9 @@ impl PackedKernels for AvxVnni {
         self.avx2.quantize(x, out);
     }
 
-    fn dots(&self, tile: Tile<'_>, x: &[&[QuantizedBlock]], sums: &mut [TileSums]) {
-        let mut tokens = Tokens::new(tile, x, sums);
-        // SAFETY: `self` exists, so the machine has the instructions; `Tokens` checked the number of blocks.
+    fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_>) {
+        // SAFETY: `self` exists, so the machine has the instructions; of `Tokens` it is known that the number of
+        // blocks is right.
         unsafe { in_batches!(tokens, tile, dots, 4, 2, 1) }
     }
 

@@ -7,7 +7,7 @@ use std::hint::black_box;
 use tandem_memory::PackedType;
 use tandem_memory::packed::{BLOCK_COLS, TILE_ROWS};
 
-use super::{PackedKernels, QuantizedBlock, Tile, TileSums, Tokens, scales_of};
+use super::{PackedKernels, QuantizedBlock, Tile, Tokens, scales_of};
 
 /// The packed kernels in plain Rust.
 pub(in crate::isa) struct Generic;
@@ -21,8 +21,7 @@ impl PackedKernels for Generic {
         }
     }
 
-    fn dots(&self, tile: Tile<'_>, x: &[&[QuantizedBlock]], sums: &mut [TileSums]) {
-        let mut tokens = Tokens::new(tile, x, sums);
+    fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_>) {
         while let Some(([x], [sums])) = tokens.take::<1>() {
             let quants = tile.quants.chunks_exact(tile.kind.quant_bytes());
             for ((quants, scales), x) in quants.zip(tile.scales).zip(*x) {

@@ -65,31 +65,61 @@ pub(crate) struct Tile<'a> {
     scales: &'a [TileScales],
 }
 
+/// Tiles that follow each other in memory, or some blocks of a single one.
+#[derive(Clone, Copy)]
+pub(crate) struct Tiles<'a> {
+    /// All of them as one.
+    all: Tile<'a>,
+    /// Blocks of each.
+    blocks: usize,
+}
+
 /// Scales of a block for the rows of a tile.
 pub(crate) type TileScales = [f16; TILE_ROWS];
 
-impl<'a> Tile<'a> {
-    /// A whole tile, as [`tandem_memory::PackedMatrix::tile`] gives it.
-    pub(crate) fn new(kind: PackedType, (quants, scales): (&'a [u8], &'a [f16])) -> Self {
+impl<'a> Tiles<'a> {
+    /// Whole tiles of `blocks` blocks, as [`tandem_memory::PackedMatrix::tiles`] gives them.
+    pub(crate) fn new(
+        kind: PackedType,
+        blocks: usize,
+        (quants, scales): (&'a [u8], &'a [f16]),
+    ) -> Self {
         let (scales, rest) = scales.as_chunks::<TILE_ROWS>();
         assert!(rest.is_empty(), "scales of whole blocks");
         assert_eq!(quants.len(), scales.len() * kind.quant_bytes(), "quants of {kind:?}");
-        Self { kind, quants, scales }
+        assert!(scales.len().is_multiple_of(blocks), "tiles of {blocks} blocks");
+        Self { all: Tile { kind, quants, scales }, blocks }
     }
 
-    /// Some of its blocks.
+    /// Some blocks of a single tile.
     pub(crate) fn part(&self, blocks: std::ops::Range<usize>) -> Self {
+        assert!(blocks.end <= self.blocks, "blocks {blocks:?} of {}", self.blocks);
+        Self { blocks: blocks.len(), all: self.all.part(blocks) }
+    }
+
+    /// Blocks of a row.
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// How many tiles these are.
+    fn len(&self) -> usize {
+        self.all.scales.len() / self.blocks
+    }
+
+    fn iter(self) -> impl Iterator<Item = Tile<'a>> {
+        (0..self.len()).map(move |n| self.all.part(n * self.blocks..(n + 1) * self.blocks))
+    }
+}
+
+impl Tile<'_> {
+    fn part(&self, blocks: std::ops::Range<usize>) -> Self {
         let bytes = self.kind.quant_bytes();
         Self {
             kind: self.kind,
             quants: &self.quants[blocks.start * bytes..blocks.end * bytes],
             scales: &self.scales[blocks],
         }
-    }
-
-    /// Blocks of a row.
-    pub(crate) fn blocks(&self) -> usize {
-        self.scales.len()
     }
 }
 
@@ -98,9 +128,24 @@ pub(crate) trait PackedKernels: Sync {
     /// Quantizes activations; `x` has 32 for each block.
     fn quantize(&self, x: &[f32], out: &mut [QuantizedBlock]);
 
-    /// Adds to `sums[token][row]` the dot product of a row of the tile and the activations of a token. Every token
-    /// has as many blocks as the tile.
-    fn dots(&self, tile: Tile<'_>, x: &[&[QuantizedBlock]], sums: &mut [TileSums]);
+    /// Adds to each token's sums the dot products of the tile's rows and the token's activations. Every token has as
+    /// many blocks as the tile.
+    fn tile_dots(&self, tile: Tile<'_>, tokens: Tokens<'_, '_>);
+
+    /// Adds to `sums[tile][token][row]` the dot product of a row of a tile and the activations of a token.
+    ///
+    /// # Panics
+    /// When a token has not as many blocks as a tile, or there is not one sum for each.
+    fn dots(&self, tiles: Tiles<'_>, x: &[&[QuantizedBlock]], sums: &mut [TileSums]) {
+        assert!(x.iter().all(|x| x.len() == tiles.blocks()), "blocks of every token");
+        assert_eq!(sums.len(), tiles.len() * x.len(), "sums of every tile and token");
+        if x.is_empty() {
+            return;
+        }
+        for (tile, sums) in tiles.iter().zip(sums.chunks_exact_mut(x.len())) {
+            self.tile_dots(tile, Tokens { x, sums });
+        }
+    }
 
     /// Multiplies and adds 8-bit numbers that never leave registers, with the instructions that [`Self::dots`] uses;
     /// answers how many multiplications that were. For measuring what the arithmetic allows.
@@ -111,20 +156,14 @@ pub(crate) trait PackedKernels: Sync {
 /// that execute them, so that none waits for another.
 const CHAINS: usize = 12;
 
-/// Tokens and their sums, to be taken as many at a time as there are registers for.
-struct Tokens<'a, 'x> {
+/// Tokens and their sums for a tile, to be taken as many at a time as there are registers for. Made by
+/// [`PackedKernels::dots`] alone, which has checked that each token has as many blocks as the tile.
+pub(crate) struct Tokens<'a, 'x> {
     x: &'a [&'x [QuantizedBlock]],
     sums: &'a mut [TileSums],
 }
 
 impl<'a, 'x> Tokens<'a, 'x> {
-    /// Checks that every token has as many blocks as the tile, and that there is a sum for each.
-    fn new(tile: Tile<'_>, x: &'a [&'x [QuantizedBlock]], sums: &'a mut [TileSums]) -> Self {
-        assert!(x.iter().all(|x| x.len() == tile.blocks()), "blocks of every token");
-        assert_eq!(x.len(), sums.len(), "sums of every token");
-        Self { x, sums }
-    }
-
     /// The next `T` tokens, if there are as many.
     fn take<const T: usize>(
         &mut self,

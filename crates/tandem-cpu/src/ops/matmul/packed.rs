@@ -10,7 +10,7 @@ use tandem_memory::PackedMatrix;
 use tandem_memory::packed::TILE_ROWS;
 
 use super::{Cut, Output};
-use crate::isa::{PackedKernels, QuantizedBlock, Tile, TileSums};
+use crate::isa::{PackedKernels, QuantizedBlock, TileSums, Tiles};
 use crate::ops::Input;
 use crate::scratch::with_scratch;
 
@@ -57,23 +57,29 @@ pub(super) fn run(
     for (i, x) in x.iter_mut().enumerate() {
         *x = input.quantized_row(tokens.start + i / planes, i % planes);
     }
-    with_scratch([x_rows * TILE_ROWS], |[sums]| {
+    // A few tokens take all tiles from one end to the other; of many, each stretch of a tile serves all.
+    let (step, few) = if x_rows <= ROWS { (rows.len(), true) } else { (TILE_ROWS, false) };
+    with_scratch([step.div_ceil(TILE_ROWS) * x_rows * TILE_ROWS], |[sums]| {
         let sums = sums.as_chunks_mut::<TILE_ROWS>().0;
-        for first in rows.clone().step_by(TILE_ROWS) {
-            let tile = Tile::new(kind, weights.tile(first / TILE_ROWS));
+        for first in rows.clone().step_by(step) {
+            let at = first / TILE_ROWS..(first + step).div_ceil(TILE_ROWS);
+            let tiles = Tiles::new(kind, weights.layout().blocks(), weights.tiles(at));
             sums.fill([0.0; TILE_ROWS]);
-            if x_rows <= ROWS {
-                // A few tokens take the tile once, from one end to the other.
-                kernels.dots(tile, x, sums);
+            if few {
+                kernels.dots(tiles, x, sums);
             } else {
-                stretch_by_stretch(kernels, tile, x, sums);
+                stretch_by_stretch(kernels, tiles, x, sums);
             }
-            let count = (rows.end - first).min(TILE_ROWS);
-            for (token, sums) in tokens.clone().zip(sums.chunks_exact_mut(planes)) {
-                if let [sums, rest] = sums {
-                    super::super::add(sums, rest);
+            let last = (first + step).min(rows.end);
+            let starts = (first..last).step_by(TILE_ROWS);
+            for (start, sums) in starts.zip(sums.chunks_exact_mut(x_rows)) {
+                let count = (last - start).min(TILE_ROWS);
+                for (token, sums) in tokens.clone().zip(sums.chunks_exact_mut(planes)) {
+                    if let [sums, rest] = sums {
+                        super::super::add(sums, rest);
+                    }
+                    output.write(token, start, &sums[0][..count]);
                 }
-                output.write(token, first, &sums[0][..count]);
             }
         }
     });
@@ -82,7 +88,7 @@ pub(super) fn run(
 /// Adds up the dot products of a tile with many tokens, a stretch of columns at a time.
 fn stretch_by_stretch(
     kernels: &dyn PackedKernels,
-    tile: Tile<'_>,
+    tile: Tiles<'_>,
     x: &[&[QuantizedBlock]],
     sums: &mut [TileSums],
 ) {

@@ -20,6 +20,7 @@ pub mod measure;
 pub mod ops;
 mod prefetch;
 mod scratch;
+mod shares;
 mod team;
 
 pub use cpu::Cpu;

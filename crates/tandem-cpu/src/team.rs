@@ -19,6 +19,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::shares::Shares;
+
 /// How long a member looks out for work, or for the others' end, before it sleeps. The gaps between the
 /// operations of one token are a few microseconds; waking a sleeper costs tens.
 const SPIN: Duration = Duration::from_micros(50);
@@ -112,6 +114,29 @@ impl ThreadTeam {
                     break;
                 }
                 f(range(index));
+            }
+        });
+    }
+}
+
+impl ThreadTeam {
+    /// Calls `f` with ranges that together cover `0..items` exactly once. A member's ranges are neighbours as far as
+    /// they can be, and get smaller towards the end: see [`Shares`].
+    ///
+    /// # Panics
+    /// As [`run`](Self::run), and when there are 2^32 items or more.
+    pub fn for_each_range(&self, items: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
+        if items <= 1 || self.workers.is_empty() || INSIDE.get() {
+            if items > 0 {
+                f(0..items);
+            }
+            return;
+        }
+        let shares = Shares::new(self.threads());
+        shares.fill(items, self.threads());
+        self.run(&|member| {
+            while let Some(range) = shares.take(member) {
+                f(range);
             }
         });
     }

@@ -89,10 +89,13 @@ pub fn matmul_all(cpu: &Cpu, products: &mut [Product<'_>]) {
             task
         })
         .collect();
-    cpu.team().for_each_chunk(end, 1, &|items| {
-        for item in items {
-            let task = &tasks[tasks.partition_point(|task| task.items.end <= item)];
-            task.run(cpu, item - task.items.start);
+    cpu.team().for_each_range(end, &|items| {
+        let mut task = tasks.partition_point(|task| task.items.end <= items.start);
+        let mut start = items.start;
+        while start < items.end {
+            let end = tasks[task].items.end.min(items.end);
+            tasks[task].run(cpu, start..end);
+            (task, start) = (task + 1, end);
         }
     });
 }
@@ -138,16 +141,30 @@ impl<'a> Task<'a> {
         Self { weights: product.weights, input: product.input, output, tokens, cut, items }
     }
 
-    /// Computes one item. Neighbouring items share their block of tokens, which then is in a shared cache.
-    fn run(&self, cpu: &Cpu, item: usize) {
+    /// Computes some items of those of all products. Neighbouring items share their block of tokens, which then is in a
+    /// shared cache.
+    fn run(&self, cpu: &Cpu, items: Range<usize>) {
         let row_parts = self.output.rows.div_ceil(self.cut.rows);
-        let part =
-            |index: usize, size: usize, end: usize| index * size..((index + 1) * size).min(end);
-        let rows = part(item % row_parts, self.cut.rows, self.output.rows);
-        let tokens = part(item / row_parts, self.cut.tokens, self.tokens);
+        let mut item = items.start - self.items.start;
+        let end = items.end - self.items.start;
+        while item < end {
+            let (block, part) = (item / row_parts, item % row_parts);
+            let parts = (end - item).min(row_parts - part);
+            let tokens = block * self.cut.tokens..((block + 1) * self.cut.tokens).min(self.tokens);
+            let rows = part * self.cut.rows..((part + parts) * self.cut.rows).min(self.output.rows);
+            self.run_rows(cpu, rows, tokens);
+            item += parts;
+        }
+    }
+
+    fn run_rows(&self, cpu: &Cpu, rows: Range<usize>, tokens: Range<usize>) {
         match &self.weights {
             Weights::Rows(matrix) => {
-                rows::run(cpu.kernels(), matrix, self.input, rows, tokens, &self.output);
+                for start in rows.clone().step_by(self.cut.rows) {
+                    let rows = start..(start + self.cut.rows).min(rows.end);
+                    let tokens = tokens.clone();
+                    rows::run(cpu.kernels(), matrix, self.input, rows, tokens, &self.output);
+                }
             }
             Weights::Packed(matrix) => {
                 packed::run(cpu.packed(), matrix, self.input, rows, tokens, &self.output);

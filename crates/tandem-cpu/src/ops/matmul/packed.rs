@@ -23,7 +23,7 @@ const ROWS: usize = 8;
 /// tokens of an item.
 const STRETCH: usize = 32;
 /// Work items a thread should find, so that threads of different speed end together.
-const ITEMS_PER_THREAD: usize = 16;
+const ITEMS_PER_THREAD: usize = 64;
 /// Weights times tokens below which an item costs more to hand out than to do: half a microsecond of memory.
 const MIN_WORK: usize = 1 << 14;
 

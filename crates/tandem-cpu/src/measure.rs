@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::cpu::Cpu;
-use crate::prefetch::prefetch;
+use crate::prefetch::{AHEAD, prefetch};
 
 /// Bytes that a thread reads before it asks for more.
 const CHUNK: usize = 1 << 20;
@@ -59,7 +59,7 @@ fn sum<const PREFETCHED: bool>(words: &[u64]) -> u64 {
     let (chunks, rest) = words.as_chunks::<8>();
     for chunk in chunks {
         if PREFETCHED {
-            prefetch(chunk);
+            prefetch(chunk, AHEAD);
         }
         for (sum, word) in sums.iter_mut().zip(chunk) {
             *sum = sum.wrapping_add(*word);

@@ -14,7 +14,7 @@ use std::arch::x86_64::*;
 use tandem_memory::PackedType;
 use tandem_memory::packed::BLOCK_COLS;
 
-use crate::prefetch::prefetch;
+use crate::prefetch::{AHEAD, prefetch};
 
 use super::{CHAINS, PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens, scales_of};
 
@@ -147,10 +147,10 @@ pub(super) unsafe fn blocks<const BYTES: usize, const T: usize>(
         let x: [&QuantizedBlock; T] = std::array::from_fn(|t| unsafe { x[t].get_unchecked(b) });
         // More tokens leave the memory time to look ahead by itself.
         if T <= 2 {
-            prefetch(quants);
+            prefetch(quants, AHEAD);
             // Two blocks' scales are in one cache line.
             if b % 2 == 0 {
-                prefetch(scales);
+                prefetch(scales, AHEAD * size_of::<TileScales>() / BYTES);
             }
         }
         let dots = dots(quants, x);

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use tandem_memory::PackedType;
 
-use crate::prefetch::prefetch;
+use crate::prefetch::{AHEAD, prefetch};
 
 use super::avx2::Avx2;
 use super::{CHAINS, PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens};
@@ -89,10 +89,10 @@ unsafe fn blocks<const BYTES: usize, const T: usize>(
         let x: [&QuantizedBlock; T] = std::array::from_fn(|t| unsafe { x[t].get_unchecked(b) });
         // 8-bit quants leave little to compute: there it makes no difference.
         if T <= 2 && BYTES == PackedType::Q4_0.quant_bytes() {
-            prefetch(quants);
+            prefetch(quants, AHEAD);
             // Two blocks' scales are in one cache line.
             if b % 2 == 0 {
-                prefetch(scales);
+                prefetch(scales, AHEAD * size_of::<TileScales>() / BYTES);
             }
         }
         let dots = dots(quants, x);

@@ -12,6 +12,7 @@ use tandem_memory::KvCache;
 
 use crate::error::{Result, RuntimeError};
 use crate::executor::{Executor, LogitsFor};
+use crate::lookup::Lookup;
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +91,55 @@ pub fn run(
         }
     }
     Ok(rates)
+}
+
+/// What a replayed text took.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Replay {
+    /// Tokens per second, those of the prompt left out.
+    pub rate: f64,
+    /// Tokens that were guessed.
+    pub drafted: usize,
+    /// Guesses that were right.
+    pub accepted: usize,
+}
+
+/// Reads the first `prompt` of `ids`, and then goes through the others as if the model had written them: guessing up to
+/// `lookup` tokens ahead, and verifying. It tells what guessing is worth on a text that this model would not write.
+///
+/// # Errors
+/// Where the tokens do not fit `kv`.
+///
+/// # Panics
+/// When there is nothing after the prompt, or no prompt.
+pub fn replay(
+    executor: &mut Executor,
+    kv: &mut KvCache,
+    ids: &[u32],
+    prompt: usize,
+    lookup: usize,
+) -> Result<Replay> {
+    assert!((1..ids.len()).contains(&prompt), "a prompt of {prompt} of {} tokens", ids.len());
+    kv.clear();
+    self::prompt(executor, kv, &ids[..prompt])?;
+    let (mut drafted, mut accepted) = (0, 0);
+    let mut lookup = Lookup::new(lookup);
+    // The newest token is not in the cache yet.
+    let mut newest = prompt;
+    let started = Instant::now();
+    while newest < ids.len() {
+        let room = (ids.len() - newest - 1).min(executor.batch() - 1);
+        let guesses = lookup.draft(&ids[..newest], ids[newest], room);
+        let batch = [&ids[newest..=newest], &guesses].concat();
+        executor.forward_top(&batch, kv, LogitsFor::All, 1, &|_| true)?;
+        let right = guesses.iter().zip(&ids[newest + 1..]).take_while(|(a, b)| a == b).count();
+        lookup.learn(guesses.len(), right);
+        (drafted, accepted) = (drafted + guesses.len(), accepted + right);
+        newest += 1 + right;
+        kv.truncate(newest);
+    }
+    let rate = (ids.len() - prompt) as f64 / started.elapsed().as_secs_f64();
+    Ok(Replay { rate, drafted, accepted })
 }
 
 /// All batches of a prompt, with logits of the last token.

@@ -72,7 +72,7 @@ fn results_are_quantized_on_the_way() {
             let norm = LayerNorm { weight: &weight, bias: &bias, eps: 1e-5 };
             for precision in [Precision::Bits8, Precision::Bits16] {
                 let mut on_the_way = QuantizedActivations::default();
-                let mut check = |out: &[f32], on_the_way: &QuantizedActivations, exact: &[f32]| {
+                let check = |out: &[f32], on_the_way: &QuantizedActivations, exact: &[f32]| {
                     let mut afterwards = QuantizedActivations::default();
                     afterwards.fill(cpu, exact, 96, precision);
                     assert_eq!(out, exact);

@@ -3,15 +3,16 @@
 //! `cargo run --release -p tandem-cpu --example barrier_speed [-- THREADS..]` prints Markdown: nanoseconds of an
 //! empty `run`, of one whose members have a few microseconds of work each, and of one after a pause as long as the
 //! serial work between two operations. Each is measured with the machine as it is and with one busy thread of
-//! someone else's, which is what makes barriers collapse that only spin. Means count there: the median does not see
-//! the rounds in which a member had no core.
+//! someone else's, which is what makes barriers collapse that only spin. There the mean counts: the median does not
+//! see the rounds in which a member had no core. On a machine that others use too, the fastest tenth tells most of
+//! what a round costs.
 #![allow(clippy::print_stdout)]
 
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tandem_cpu::ThreadTeam;
+use tandem_cpu::{ThreadTeam, Topology};
 
 /// Time for each figure.
 const TIME: Duration = Duration::from_millis(1500);
@@ -23,12 +24,18 @@ const PAUSE: Duration = Duration::from_micros(3);
 fn main() {
     let threads: Vec<usize> = std::env::args().skip(1).filter_map(|arg| arg.parse().ok()).collect();
     let threads = if threads.is_empty() { vec![1, 2] } else { threads };
-    println!("| threads | foreign load | round | median ns | 99 % | mean |");
-    println!("|---|---|---|---|---|---|");
+    println!("| threads | foreign load | round | 10 % ns | median | 99 % | mean |");
+    println!("|---|---|---|---|---|---|---|");
     for threads in threads {
-        let team = ThreadTeam::new(threads).expect("threads");
+        let mut team = ThreadTeam::new(threads).expect("threads");
         measure_all(&team, "none");
         with_busy_thread(|| measure_all(&team, "1 busy thread"));
+        if team.pin(&Topology::detect().pin_order()).is_ok() {
+            team.in_turn(threads, || measure_all(&team, "none, pinned"));
+            with_busy_thread(|| {
+                team.in_turn(threads, || measure_all(&team, "1 busy thread, pinned"));
+            });
+        }
     }
 }
 
@@ -50,7 +57,13 @@ fn measure(team: &ThreadTeam, load: &str, name: &str, pause: Duration, work: Dur
     let mean = times.iter().sum::<Duration>().as_nanos() / times.len() as u128;
     times.sort_unstable();
     let at = |share: usize| times[times.len() * share / 100].as_nanos();
-    println!("| {} | {load} | {name} | {} | {} | {mean} |", team.threads(), at(50), at(99));
+    println!(
+        "| {} | {load} | {name} | {} | {} | {} | {mean} |",
+        team.threads(),
+        at(10),
+        at(50),
+        at(99)
+    );
 }
 
 fn burn(time: Duration) {

@@ -215,13 +215,16 @@ fn offline_cpus_do_not_count() {
 }
 
 #[test]
-fn without_files_the_limit_is_the_answer() {
+fn without_files_the_limits_are_the_answer() {
     let empty = tempfile::tempdir().unwrap();
     for sys in [empty.path(), Path::new("/nowhere/at/all")] {
-        let topology = Topology::read(sys, Some(&[0, 1, 2]), 3);
+        let topology = Topology::read(sys, None, 3);
         assert_eq!((topology.cores().len(), topology.default_threads()), (0, 3));
         assert_eq!((topology.pin_order(), topology.describe(3)), (Vec::new(), None));
         assert_eq!(Topology::read(sys, None, 0).default_threads(), 1);
+        // What may be used is better than nothing.
+        let topology = Topology::read(sys, Some(&[1, 2, 5]), 2);
+        assert_eq!((topology.pin_order(), topology.default_threads()), (vec![1, 2, 5], 2));
     }
     // CPUs alone, as some sandboxes have it.
     assert_eq!(Sys::new("0-3").read(4).default_threads(), 4);

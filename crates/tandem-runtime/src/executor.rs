@@ -28,6 +28,36 @@ pub const DEFAULT_BATCH: usize = 256;
 /// to 8 bits, and down projections are a ninth of a layer's arithmetic.
 const DOWN_PRECISION: Precision = Precision::Bits16;
 
+/// Tokens that go through the model together without being a prompt: a decoded one, or a few guessed ones that are
+/// verified. Up to so many the weights are read once from memory whatever the tokens' number, and that takes the time.
+const DECODE_TOKENS: usize = 8;
+
+/// Members of the team that compute, the caller included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threads {
+    /// For tokens one by one: bound by memory.
+    pub decode: usize,
+    /// For prompts: bound by arithmetic.
+    pub prefill: usize,
+}
+
+impl Threads {
+    /// As many for everything.
+    pub const fn same(threads: usize) -> Self {
+        Self { decode: threads, prefill: threads }
+    }
+
+    /// Members that a team must have for both.
+    pub fn team_size(self) -> usize {
+        self.decode.max(self.prefill)
+    }
+
+    /// Threads for a batch.
+    pub const fn for_tokens(self, tokens: usize) -> usize {
+        if tokens <= DECODE_TOKENS { self.decode } else { self.prefill }
+    }
+}
+
 /// For which tokens of a batch logits are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogitsFor {
@@ -52,28 +82,42 @@ pub struct RouterTrace {
 pub struct Executor {
     model: Arc<Model>,
     cpu: Cpu,
+    threads: Threads,
     rope: Rope,
     batch: usize,
     scratch: Scratch,
 }
 
 impl Executor {
-    /// An executor with a team of `threads` that takes up to `batch` tokens at once.
+    /// An executor with a team of `threads` of its own that takes up to `batch` tokens at once.
     ///
     /// # Errors
     /// Where the threads cannot be started.
     pub fn new(model: Arc<Model>, threads: usize, batch: usize) -> Result<Self> {
         let team =
             ThreadTeam::new(threads).map_err(|source| RuntimeError::Threads { threads, source })?;
+        Ok(Self::with_team(model, Arc::new(team), Threads::same(threads), batch))
+    }
+
+    /// An executor with a team that others may use too: each [`Self::forward`] is one turn with it. Where the team has
+    /// fewer members than `threads` asks for, with all of them.
+    pub fn with_team(
+        model: Arc<Model>,
+        team: Arc<ThreadTeam>,
+        threads: Threads,
+        batch: usize,
+    ) -> Self {
         let config = model.config();
         let rope = Rope::new(config.head_dim, config.rope_theta);
-        Ok(Self {
+        let most = |threads: usize| threads.clamp(1, team.size());
+        Self {
+            threads: Threads { decode: most(threads.decode), prefill: most(threads.prefill) },
             cpu: Cpu::new(team),
             rope,
             batch: batch.max(1),
             scratch: Scratch::default(),
             model,
-        })
+        }
     }
 
     /// The model.
@@ -82,8 +126,13 @@ impl Executor {
     }
 
     /// Threads it computes with.
-    pub fn threads(&self) -> usize {
-        self.cpu.team().threads()
+    pub fn threads(&self) -> Threads {
+        self.threads
+    }
+
+    /// The team.
+    pub fn team(&self) -> &Arc<ThreadTeam> {
+        self.cpu.team()
     }
 
     /// Instruction set it computes with.
@@ -91,17 +140,18 @@ impl Executor {
         self.cpu.isa()
     }
 
-    /// Bytes per second that the team reads from memory: the middle of three passes over as many bytes as the model
-    /// has, but no more than 1 GiB.
+    /// Bytes per second that so many threads of the team read from memory: the middle of three passes over as many
+    /// bytes as the model has, but no more than 1 GiB.
     ///
     /// # Errors
     /// Where memory to read cannot be had.
-    pub fn read_bandwidth(&self) -> Result<f64> {
+    pub fn read_bandwidth(&self, threads: usize) -> Result<f64> {
         let bytes = self.model.n_bytes().clamp(64 << 20, 1 << 30);
         let mut memory = AlignedBuffer::zeroed(bytes).map_err(MemoryError::from)?;
         // Pages that were never written are all the same page of zeros.
         memory.fill(1);
-        let rates: Vec<f64> = (0..3).map(|_| read_bandwidth(&self.cpu, memory.typed())).collect();
+        let pass = |_| self.team().in_turn(threads, || read_bandwidth(&self.cpu, memory.typed()));
+        let rates: Vec<f64> = (0..3).map(pass).collect();
         Ok(median(&rates))
     }
 
@@ -119,6 +169,18 @@ impl Executor {
     /// # Panics
     /// If there are no ids or more than [`Self::batch`].
     pub fn forward(
+        &mut self,
+        ids: &[u32],
+        kv: &mut KvCache,
+        wanted: LogitsFor,
+        trace: Option<&mut RouterTrace>,
+    ) -> Result<&[f32]> {
+        let team = Arc::clone(self.team());
+        let threads = self.threads.for_tokens(ids.len());
+        team.in_turn(threads, || self.forward_in_turn(ids, kv, wanted, trace))
+    }
+
+    fn forward_in_turn(
         &mut self,
         ids: &[u32],
         kv: &mut KvCache,

@@ -22,7 +22,8 @@
 //! | others | `cpu_capacity`, else `cpuinfo_max_freq`, as a share of the fastest core's: from 4/5 on performance, from 1/2 on efficiency, below that low-power. Favoured cores and boost limits differ by less than a fifth. |
 //!
 //! Nothing of this is sure to be there or to make sense. What cannot be read counts as not there; without a list of
-//! CPUs the number that the standard library knows is the answer.
+//! CPUs, every one that may be used counts as a core, and if that is not known either, the number that the standard
+//! library knows is the answer.
 
 mod sysfs;
 
@@ -98,11 +99,16 @@ impl Topology {
             })
             .collect();
         cores.sort();
-        let cores = cores.into_iter().map(|(class, _, cpus)| Core { class, cpus }).collect();
+        let mut cores: Vec<Core> =
+            cores.into_iter().map(|(class, _, cpus)| Core { class, cpus }).collect();
+        if cores.is_empty() {
+            let alone = |&cpu| Core { class: CoreClass::Performance, cpus: vec![cpu] };
+            cores = allowed.unwrap_or_default().iter().map(alone).collect();
+        }
         Self { cores, limit: limit.max(1) }
     }
 
-    /// The cores, fastest first; none where the system does not tell.
+    /// The cores, fastest first; none where the system tells nothing.
     pub fn cores(&self) -> &[Core] {
         &self.cores
     }

@@ -11,12 +11,13 @@ use tandem_runtime::bench::{self, Test, Work, median};
 use tandem_runtime::{Executor, Session};
 
 use crate::options::{ComputeOptions, ModelOption};
-use crate::{engine, progress};
+use crate::{engine, progress, threads};
 
 /// Measure how fast a model runs, as llama-bench does, and what share of the memory's bandwidth it uses
 ///
 /// Bandwidth is measured before and after each test, by reading memory with the same threads. "roofline" is the
-/// bytes that a token must read, times tokens per second, as a share of that bandwidth. Rates are medians.
+/// bytes that a token must read, times tokens per second, as a share of that bandwidth. "barriers" is how often all
+/// threads wait for each other to generate a token. Rates are medians.
 #[derive(Args)]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
@@ -89,12 +90,14 @@ struct Row {
     read_bandwidth: f64,
     bytes_per_token: Option<f64>,
     roofline: Option<f64>,
+    barriers_per_token: Option<f64>,
 }
 
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let checkpoint = engine::open(args.model.model.as_deref(), &args.compute)?;
     let mut executor = engine::executor(&checkpoint, &args.compute)?;
     let mut session = engine::session(&checkpoint, &executor, &args.compute)?;
+    note!("{}", threads::describe(&executor));
     let tests = tests(args);
     let bar = progress::count(tests.len() as u64, "tests");
     let mut rows = Vec::new();
@@ -134,11 +137,15 @@ fn row(
     test: Test,
 ) -> anyhow::Result<Row> {
     let total = checkpoint.summary().total();
-    let before = executor.read_bandwidth()?;
-    let rates = bench::run(executor, session.kv_mut(), test, args.repetitions)?;
-    let after = executor.read_bandwidth()?;
+    let threads = executor.threads().for_tokens(match test.work {
+        Work::Prompt(n) => n.min(executor.batch()),
+        Work::Generate(_) => 1,
+    });
+    let before = executor.read_bandwidth(threads)?;
+    let measured = bench::run(executor, session.kv_mut(), test, args.repetitions)?;
+    let after = executor.read_bandwidth(threads)?;
     let bandwidth = f64::midpoint(before, after);
-    let rate = median(&rates);
+    let rate = median(&measured.rates);
     // A prompt reads the weights once for many tokens: bandwidth is not what bounds it.
     let bytes = match test.work {
         Work::Prompt(_) => None,
@@ -153,13 +160,14 @@ fn row(
         size_bytes: total.bytes,
         params: total.weights,
         backend: format!("CPU {}", executor.isa()),
-        threads: executor.threads(),
+        threads,
         test: test.name(),
         tokens_per_second: rate,
-        tokens_per_second_all: rates,
+        tokens_per_second_all: measured.rates,
         read_bandwidth: bandwidth,
         bytes_per_token: bytes,
         roofline: bytes.map(|bytes| bytes * rate / bandwidth),
+        barriers_per_token: bytes.map(|_| measured.barriers_per_token),
     })
 }
 
@@ -176,6 +184,7 @@ fn markdown(rows: &[Row]) -> String {
         "t/s",
         "GB/s read",
         "roofline",
+        "barriers",
     ]);
     for r in rows {
         let spread = r
@@ -193,9 +202,10 @@ fn markdown(rows: &[Row]) -> String {
             format!("{:.2} ± {spread:.2}", r.tokens_per_second),
             format!("{:.1}", r.read_bandwidth / 1e9),
             r.roofline.map_or_else(String::new, |share| format!("{:.0} %", 100.0 * share)),
+            r.barriers_per_token.map_or_else(String::new, |count| format!("{count:.0}")),
         ]);
     }
-    for column in [1, 2, 4, 6, 7, 8] {
+    for column in [1, 2, 4, 6, 7, 8, 9] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -204,15 +214,16 @@ fn markdown(rows: &[Row]) -> String {
 }
 
 fn csv(rows: &[Row]) -> String {
-    let mut text =
-        "model,size_bytes,params,backend,threads,test,tokens_per_second,read_bandwidth,roofline\n"
-            .to_owned();
+    let mut text = "model,size_bytes,params,backend,threads,test,tokens_per_second,read_bandwidth,\
+                    roofline,barriers_per_token\n"
+        .to_owned();
     for r in rows {
         let share = r.roofline.map_or_else(String::new, |share| format!("{share:.4}"));
+        let barriers = r.barriers_per_token.map_or_else(String::new, |count| format!("{count:.1}"));
         // Names of files may have commas.
         let model = format!("\"{}\"", r.model.replace('"', "\"\""));
         text += &format!(
-            "{model},{},{},{},{},{},{:.3},{:.0},{share}\n",
+            "{model},{},{},{},{},{},{:.3},{:.0},{share},{barriers}\n",
             r.size_bytes,
             r.params,
             r.backend,

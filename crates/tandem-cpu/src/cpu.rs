@@ -1,33 +1,35 @@
 //! The context of every operation.
 
+use std::sync::Arc;
+
 use crate::isa::{GENERIC, Isa, IsaUnavailable, Kernels, Loops, PackedKernels};
 use crate::team::ThreadTeam;
 
-/// A thread team and the instruction set that it computes with.
+/// A thread team, perhaps shared with others, and the instruction set that it computes with.
 pub struct Cpu {
-    team: ThreadTeam,
+    team: Arc<ThreadTeam>,
     isa: Isa,
     loops: Loops,
 }
 
 impl Cpu {
     /// A context with the best instruction set of this machine.
-    pub fn new(team: ThreadTeam) -> Self {
+    pub fn new(team: impl Into<Arc<ThreadTeam>>) -> Self {
         let isa = Isa::detect();
-        Self { team, isa, loops: isa.loops().unwrap_or(GENERIC) }
+        Self { team: team.into(), isa, loops: isa.loops().unwrap_or(GENERIC) }
     }
 
     /// A context with a given instruction set: for tests and comparisons.
     ///
     /// # Errors
     /// When this machine lacks the instruction set.
-    pub fn with_isa(team: ThreadTeam, isa: Isa) -> Result<Self, IsaUnavailable> {
+    pub fn with_isa(team: impl Into<Arc<ThreadTeam>>, isa: Isa) -> Result<Self, IsaUnavailable> {
         let loops = isa.loops().ok_or(IsaUnavailable(isa))?;
-        Ok(Self { team, isa, loops })
+        Ok(Self { team: team.into(), isa, loops })
     }
 
     /// The thread team.
-    pub fn team(&self) -> &ThreadTeam {
+    pub fn team(&self) -> &Arc<ThreadTeam> {
         &self.team
     }
 
@@ -49,9 +51,6 @@ impl Cpu {
 
 impl std::fmt::Debug for Cpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cpu")
-            .field("threads", &self.team.threads())
-            .field("isa", &self.isa)
-            .finish()
+        f.debug_struct("Cpu").field("threads", &self.team.size()).field("isa", &self.isa).finish()
     }
 }

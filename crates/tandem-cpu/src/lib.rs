@@ -1,6 +1,7 @@
 //! The CPU's share of the work: the operations of a forward pass, and the thread team that runs them.
 //!
 //! - [`ThreadTeam`]: threads that live as long as the model and hand out work in a microsecond.
+//! - [`Topology`]: the cores of this machine, and how many threads suit them.
 //! - [`Cpu`]: a team and the instruction set to use; the context that every operation takes.
 //! - [`ops`]: the operations, with their shapes checked. They are the same for every instruction set.
 //! - [`Isa`]: the instruction sets. `isa/` holds one folder or file per set, each an implementation of the same
@@ -13,6 +14,7 @@
 //! Results do not depend on the number of threads: work is cut into pieces by its shape alone wherever the cut
 //! changes the order of a sum.
 
+mod affinity;
 mod cpu;
 mod disjoint;
 mod isa;
@@ -22,8 +24,10 @@ mod prefetch;
 mod scratch;
 mod shares;
 mod team;
+mod topology;
 
 pub use cpu::Cpu;
 pub use isa::{Isa, IsaUnavailable};
 pub use ops::{MatrixRef, Weights};
 pub use team::ThreadTeam;
+pub use topology::{Core, CoreClass, Topology};

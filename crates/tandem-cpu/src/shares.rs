@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A stretch that no cache line is shared with: members take from it all the time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(align(128))]
 struct Stretch(AtomicU64);
 
@@ -20,23 +20,15 @@ pub(crate) struct Shares {
 }
 
 impl Shares {
-    /// Shares for as many members, with no items yet.
-    pub(crate) fn new(members: usize) -> Self {
-        Self { stretches: (0..members).map(|_| Stretch::default()).collect() }
-    }
-
-    /// Shares out `0..items` to the first `members` members. To be called while nobody takes.
+    /// Shares out `0..items`, evenly.
     ///
     /// # Panics
     /// When there are 2^32 items or more.
-    pub(crate) fn fill(&self, items: usize, members: usize) {
+    pub(crate) fn new(items: usize, members: usize) -> Self {
         let items = u32::try_from(items).expect("fewer than 2^32 items of work");
-        let members = members.min(self.stretches.len()) as u64;
-        let at = |member: u64| (u64::from(items) * member / members.max(1)) as u32;
-        for (member, stretch) in (0..).zip(&self.stretches) {
-            let range = if member < members { at(member)..at(member + 1) } else { 0..0 };
-            stretch.0.store(pack(&range), Ordering::Relaxed);
-        }
+        let at = |member: usize| (u64::from(items) * member as u64 / members as u64) as u32;
+        let stretch = |member| Stretch(AtomicU64::new(pack(&(at(member)..at(member + 1)))));
+        Self { stretches: (0..members).map(stretch).collect() }
     }
 
     /// The next items for a member; none once all are taken.
@@ -99,9 +91,8 @@ mod tests {
     #[test]
     fn every_item_is_taken_once_whoever_is_slow() {
         for (items, members) in [(0, 1), (1, 1), (1, 3), (7, 2), (100, 3), (4096, 4)] {
-            let shares = Shares::new(4);
             for _ in 0..20 {
-                shares.fill(items, members);
+                let shares = Shares::new(items, members);
                 let taken = Mutex::new(vec![0; items]);
                 std::thread::scope(|scope| {
                     for member in 0..members {
@@ -122,8 +113,7 @@ mod tests {
 
     #[test]
     fn pieces_are_large_first_and_from_neighbours_last() {
-        let shares = Shares::new(2);
-        shares.fill(16, 2);
+        let shares = Shares::new(16, 2);
         let mut first = Vec::new();
         // The other member takes one piece and is slow with it.
         assert_eq!(shares.take(1), Some(8..12));

@@ -50,8 +50,17 @@ impl Test {
     }
 }
 
-/// Runs one test `repetitions` times; answers tokens per second of each. The executor's profile is then that of these
-/// repetitions.
+/// What a test showed.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// Tokens per second of each repetition.
+    pub rates: Vec<f64>,
+    /// How often a token made the team's members wait for each other.
+    pub barriers_per_token: f64,
+}
+
+/// Runs one test `repetitions` times, by an executor whose team nobody else uses meanwhile. The executor's profile is
+/// then that of these repetitions.
 ///
 /// # Errors
 /// Where the tokens do not fit `kv`.
@@ -60,7 +69,7 @@ pub fn run(
     kv: &mut KvCache,
     test: Test,
     repetitions: usize,
-) -> Result<Vec<f64>> {
+) -> Result<Measured> {
     let tokens = test.depth + test.tokens();
     if tokens > kv.capacity() {
         return Err(RuntimeError::PromptTooLong { tokens, context: kv.capacity() });
@@ -72,6 +81,7 @@ pub fn run(
     kv.clear();
     prompt(executor, kv, before)?;
     let mut rates = Vec::with_capacity(repetitions);
+    let rounds = executor.team().rounds();
     for repetition in 0..=repetitions {
         kv.truncate(test.depth);
         let started = Instant::now();
@@ -90,7 +100,9 @@ pub fn run(
             executor.profile().clear();
         }
     }
-    Ok(rates)
+    let rounds = executor.team().rounds() - rounds;
+    let barriers_per_token = rounds as f64 / (timed.len() * (repetitions + 1)) as f64;
+    Ok(Measured { rates, barriers_per_token })
 }
 
 /// What a replayed text took.

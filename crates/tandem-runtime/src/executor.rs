@@ -35,6 +35,36 @@ const DOWN_PRECISION: Precision = Precision::Bits16;
 /// Bytes below which caches may hold a model.
 const SMALL_MODEL: usize = 256 << 20;
 
+/// Tokens that go through the model together without being a prompt: a decoded one, or a few guessed ones that are
+/// verified. Up to so many the weights are read once from memory whatever the tokens' number, and that takes the time.
+const DECODE_TOKENS: usize = 8;
+
+/// Members of the team that compute, the caller included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threads {
+    /// For tokens one by one: bound by memory.
+    pub decode: usize,
+    /// For prompts: bound by arithmetic.
+    pub prefill: usize,
+}
+
+impl Threads {
+    /// As many for everything.
+    pub const fn same(threads: usize) -> Self {
+        Self { decode: threads, prefill: threads }
+    }
+
+    /// Members that a team must have for both.
+    pub fn team_size(self) -> usize {
+        self.decode.max(self.prefill)
+    }
+
+    /// Threads for a batch.
+    pub const fn for_tokens(self, tokens: usize) -> usize {
+        if tokens <= DECODE_TOKENS { self.decode } else { self.prefill }
+    }
+}
+
 /// For which tokens of a batch logits are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogitsFor {
@@ -70,6 +100,7 @@ pub struct RouterTrace {
 pub struct Executor {
     model: Arc<Model>,
     cpu: Cpu,
+    threads: Threads,
     rope: Rope,
     batch: usize,
     scratch: Scratch,
@@ -77,23 +108,36 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// An executor with a team of `threads` that takes up to `batch` tokens at once.
+    /// An executor with a team of `threads` of its own that takes up to `batch` tokens at once.
     ///
     /// # Errors
     /// Where the threads cannot be started.
     pub fn new(model: Arc<Model>, threads: usize, batch: usize) -> Result<Self> {
         let team =
             ThreadTeam::new(threads).map_err(|source| RuntimeError::Threads { threads, source })?;
+        Ok(Self::with_team(model, Arc::new(team), Threads::same(threads), batch))
+    }
+
+    /// An executor with a team that others may use too: each [`Self::forward`] is one turn with it. Where the team has
+    /// fewer members than `threads` asks for, with all of them.
+    pub fn with_team(
+        model: Arc<Model>,
+        team: Arc<ThreadTeam>,
+        threads: Threads,
+        batch: usize,
+    ) -> Self {
         let config = model.config();
         let rope = Rope::new(config.head_dim, config.rope_theta);
-        Ok(Self {
+        let most = |threads: usize| threads.clamp(1, team.size());
+        Self {
+            threads: Threads { decode: most(threads.decode), prefill: most(threads.prefill) },
             cpu: Cpu::new(team),
             rope,
             batch: batch.max(1),
             scratch: Scratch::default(),
             profile: Profile::default(),
             model,
-        })
+        }
     }
 
     /// The model.
@@ -102,8 +146,13 @@ impl Executor {
     }
 
     /// Threads it computes with.
-    pub fn threads(&self) -> usize {
-        self.cpu.team().threads()
+    pub fn threads(&self) -> Threads {
+        self.threads
+    }
+
+    /// The team.
+    pub fn team(&self) -> &Arc<ThreadTeam> {
+        self.cpu.team()
     }
 
     /// Instruction set it computes with.
@@ -111,39 +160,41 @@ impl Executor {
         self.cpu.isa()
     }
 
-    /// Bytes per second that the team reads from memory: the middle of three passes over the model's weights (1 GiB of
-    /// them at most), for the better of two ways of reading. Of a small model, which caches may hold, over memory taken
-    /// for this.
+    /// Bytes per second that so many threads of the team read from memory: the middle of three passes over the model's
+    /// weights (1 GiB of them at most), for the better of two ways of reading. Of a small model, which caches may hold,
+    /// over memory taken for this.
     ///
     /// # Errors
     /// Where memory to read cannot be had.
-    pub fn read_bandwidth(&self) -> Result<f64> {
+    pub fn read_bandwidth(&self, threads: usize) -> Result<f64> {
         if self.model.n_bytes() >= SMALL_MODEL {
             let words = self.model.words();
-            return Ok(
-                self.read_bandwidth_of(&words[..words.len().min((1 << 30) / size_of::<u64>())])
-            );
+            return Ok(self.read_bandwidth_of(
+                threads,
+                &words[..words.len().min((1 << 30) / size_of::<u64>())],
+            ));
         }
         let mut memory = AlignedBuffer::zeroed(SMALL_MODEL).map_err(MemoryError::from)?;
         memory.advise_huge_pages();
         // Pages that were never written are all the same page of zeros.
         memory.fill(1);
-        Ok(self.read_bandwidth_of(memory.typed()))
+        Ok(self.read_bandwidth_of(threads, memory.typed()))
     }
 
-    fn read_bandwidth_of(&self, memory: &[u64]) -> f64 {
+    fn read_bandwidth_of(&self, threads: usize, memory: &[u64]) -> f64 {
         let rate = |reading| {
             let rates: Vec<f64> =
                 (0..3).map(|_| read_bandwidth(&self.cpu, memory, reading)).collect();
             median(&rates)
         };
-        rate(Reading::Plain).max(rate(Reading::Prefetched))
+        let best = || rate(Reading::Plain).max(rate(Reading::Prefetched));
+        self.team().in_turn(threads, best)
     }
 
-    /// Operations per second that the team can do on 8-bit numbers: see [`int8_peak`].
-    pub fn int8_peak(&self) -> f64 {
-        let rates: Vec<f64> = (0..3).map(|_| int8_peak(&self.cpu)).collect();
-        median(&rates)
+    /// Operations per second that so many threads of the team can do on 8-bit numbers: see [`int8_peak`].
+    pub fn int8_peak(&self, threads: usize) -> f64 {
+        let rates = || (0..3).map(|_| int8_peak(&self.cpu)).collect::<Vec<f64>>();
+        median(&self.team().in_turn(threads, rates))
     }
 
     /// Where the time went since it was last cleared.
@@ -171,9 +222,7 @@ impl Executor {
         wanted: LogitsFor,
         trace: Option<&mut RouterTrace>,
     ) -> Result<&[f32]> {
-        let model = Arc::clone(&self.model);
-        self.layers(&model, ids, kv, trace)?;
-        self.lm_head(&model, wanted.tokens(ids.len()), &[]);
+        self.pass(ids, kv, wanted, &[], trace)?;
         Ok(&self.scratch.logits)
     }
 
@@ -194,12 +243,28 @@ impl Executor {
         count: usize,
         allowed: &(dyn Fn(u32) -> bool + Sync),
     ) -> Result<Vec<Vec<(f32, u32)>>> {
-        let model = Arc::clone(&self.model);
-        self.layers(&model, ids, kv, None)?;
         let tokens = wanted.tokens(ids.len());
-        let largest: Vec<_> = tokens.clone().map(|_| Largest::new(count, allowed)).collect();
-        self.lm_head(&model, tokens, &largest);
+        let largest: Vec<_> = tokens.map(|_| Largest::new(count, allowed)).collect();
+        self.pass(ids, kv, wanted, &largest, None)?;
         Ok(largest.into_iter().map(Largest::into_sorted).collect())
+    }
+
+    /// One forward pass, in one turn with the team. Leaves logits in scratch.
+    fn pass(
+        &mut self,
+        ids: &[u32],
+        kv: &mut KvCache,
+        wanted: LogitsFor,
+        largest: &[Largest<'_>],
+        trace: Option<&mut RouterTrace>,
+    ) -> Result<()> {
+        let model = Arc::clone(&self.model);
+        let team = Arc::clone(self.team());
+        team.in_turn(self.threads.for_tokens(ids.len()), || {
+            self.layers(&model, ids, kv, trace)?;
+            self.lm_head(&model, wanted.tokens(ids.len()), largest);
+            Ok(())
+        })
     }
 
     /// Runs `ids` through all layers.

@@ -14,7 +14,7 @@ mod session;
 mod stop;
 
 pub use error::{Result, RuntimeError};
-pub use executor::{DEFAULT_BATCH, Executor, LogitsFor, RouterTrace, evaluate};
+pub use executor::{DEFAULT_BATCH, Executor, LogitsFor, RouterTrace, Threads, evaluate};
 pub use model::Model;
 pub use profile::{Cost, Operation, Profile};
 pub use sampling::{Sampler, SamplingParams};

@@ -10,7 +10,7 @@ use tandem_model::{Checkpoint, Text};
 use tandem_runtime::{Executor, Model, Request, Session};
 
 use crate::options::{ComputeOptions, GenerateOptions, ModelOption};
-use crate::{demo, progress};
+use crate::{demo, progress, threads};
 
 /// A loaded model with one text in progress.
 pub(crate) struct Engine {
@@ -61,14 +61,13 @@ impl Engine {
 
     /// One line for the user: what runs where.
     pub(crate) fn describe(&self) -> String {
-        let threads = self.executor.threads();
         format!(
-            "{} on the CPU with {threads} thread{} (this version does not use a GPU yet)",
+            "{} on the CPU with {} (this version does not use a GPU yet)",
             self.checkpoint.path().file_name().map_or_else(
                 || self.checkpoint.path().display().to_string(),
                 |name| name.to_string_lossy().into_owned()
             ),
-            if threads == 1 { "" } else { "s" },
+            threads::describe(&self.executor),
         )
     }
 }
@@ -87,11 +86,12 @@ pub(crate) fn executor(
     checkpoint: &Checkpoint,
     compute: &ComputeOptions,
 ) -> anyhow::Result<Executor> {
-    let threads = compute.threads();
+    let threads = threads::counts(compute);
     let bar = progress::bytes(checkpoint.summary().total().bytes, "loading");
-    let model = Model::load(checkpoint, threads, &|bytes| bar.inc(bytes))?;
+    let model = Model::load(checkpoint, threads.team_size(), &|bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
-    Ok(Executor::new(Arc::new(model), threads, compute.batch)?)
+    let team = threads::team(threads, compute.pin)?;
+    Ok(Executor::with_team(Arc::new(model), team, threads, compute.batch))
 }
 
 /// An empty text with the context the options ask for.

@@ -16,6 +16,7 @@ mod interrupt;
 mod options;
 mod progress;
 mod report;
+mod threads;
 
 use std::process::ExitCode;
 

@@ -19,9 +19,17 @@ pub(crate) struct ModelOption {
 /// How the model is computed.
 #[derive(Args, Clone)]
 pub(crate) struct ComputeOptions {
-    /// Threads to compute with [default: one per core]
+    /// Threads to compute with [default: one per core, low-power (LP-E) cores left out]
     #[arg(short, long, value_name = "N", env = "TANDEM_THREADS", value_parser = thread_count)]
     pub(crate) threads: Option<usize>,
+
+    /// Threads for prompts, where many tokens go through the model together [default: as many as --threads]
+    #[arg(long, value_name = "N", env = "TANDEM_THREADS_BATCH", value_parser = thread_count)]
+    pub(crate) threads_batch: Option<usize>,
+
+    /// Bind each thread to a CPU of its own, on the fastest cores first
+    #[arg(long, env = "TANDEM_PIN", value_parser = FalseyValueParser::new())]
+    pub(crate) pin: bool,
 
     /// Tokens that prompt and answer may have together [default: what the model was made for]
     #[arg(short, long, value_name = "TOKENS", env = "TANDEM_CTX", value_parser = at_least_one)]
@@ -39,14 +47,6 @@ pub(crate) struct ComputeOptions {
     /// Let every token see all earlier ones, even where the model's config says only the nearest
     #[arg(long, env = "TANDEM_NO_SLIDING_WINDOW", value_parser = FalseyValueParser::new())]
     pub(crate) no_sliding_window: bool,
-}
-
-impl ComputeOptions {
-    pub(crate) fn threads(&self) -> usize {
-        self.threads.unwrap_or_else(|| {
-            std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-        })
-    }
 }
 
 /// [`KvType`] as an option.

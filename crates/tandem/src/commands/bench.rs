@@ -14,13 +14,14 @@ use tandem_runtime::bench::{self, Test, Work, median};
 use tandem_runtime::{Executor, Session};
 
 use crate::options::{ComputeOptions, ModelOption};
-use crate::{engine, progress};
+use crate::{engine, progress, threads};
 
 /// Measure how fast a model runs, as llama-bench does, and what share of the memory's bandwidth it uses
 ///
 /// What the machine can do is measured before and after each test, with the same threads: how fast it reads memory, and
 /// how fast it multiplies 8-bit numbers. "roofline" is the share of it that is used: when generating, of the bandwidth,
-/// by the bytes that a token must read; when reading a prompt, of the arithmetic. Rates are medians.
+/// by the bytes that a token must read; when reading a prompt, of the arithmetic. "barriers" is how often all threads wait for each
+/// other to generate a token. Rates are medians.
 #[derive(Args)]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
@@ -99,6 +100,7 @@ struct Row {
     int8_peak: f64,
     bytes_per_token: Option<f64>,
     roofline: Option<f64>,
+    barriers_per_token: Option<f64>,
     profile: Vec<profile::Row>,
 }
 
@@ -106,6 +108,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let checkpoint = engine::open(args.model.model.as_deref(), &args.compute)?;
     let mut executor = engine::executor(&checkpoint, &args.compute)?;
     let mut session = engine::session(&checkpoint, &executor, &args.compute)?;
+    note!("{}", threads::describe(&executor));
     let tests = tests(args);
     let bar = progress::count(tests.len() as u64, "tests");
     let mut rows = Vec::new();
@@ -146,13 +149,17 @@ fn row(
     test: Test,
 ) -> anyhow::Result<Row> {
     let total = checkpoint.summary().total();
-    let before = (executor.read_bandwidth()?, executor.int8_peak());
-    let rates = bench::run(executor, session.kv_mut(), test, args.repetitions)?;
+    let threads = executor.threads().for_tokens(match test.work {
+        Work::Prompt(n) => n.min(executor.batch()),
+        Work::Generate(_) => 1,
+    });
+    let before = (executor.read_bandwidth(threads)?, executor.int8_peak(threads));
+    let measured = bench::run(executor, session.kv_mut(), test, args.repetitions)?;
     let profile = executor.profile().clone();
-    let after = (executor.read_bandwidth()?, executor.int8_peak());
+    let after = (executor.read_bandwidth(threads)?, executor.int8_peak(threads));
     let bandwidth = f64::midpoint(before.0, after.0);
     let peak = f64::midpoint(before.1, after.1);
-    let rate = median(&rates);
+    let rate = median(&measured.rates);
     let (bytes, roofline) = match test.work {
         // A prompt reads the weights once for many tokens: arithmetic bounds it, in whole numbers where weights are packed.
         Work::Prompt(_) => {
@@ -173,15 +180,16 @@ fn row(
         size_bytes: total.bytes,
         params: total.weights,
         backend: format!("CPU {}", executor.isa()),
-        threads: executor.threads(),
+        threads,
         test: test.name(),
         tokens_per_second: rate,
-        tokens_per_second_all: rates,
+        tokens_per_second_all: measured.rates,
         read_bandwidth: bandwidth,
         int8_peak: peak,
         bytes_per_token: bytes,
         roofline,
         profile: profile::rows(&profile, args.repetitions * test.tokens()),
+        barriers_per_token: bytes.map(|_| measured.barriers_per_token),
     })
 }
 
@@ -199,6 +207,7 @@ fn markdown(rows: &[Row]) -> String {
         "GB/s read",
         "Gop/s int8",
         "roofline",
+        "barriers",
     ]);
     for r in rows {
         let spread = r
@@ -217,6 +226,7 @@ fn markdown(rows: &[Row]) -> String {
             format!("{:.1}", r.read_bandwidth / 1e9),
             format!("{:.0}", r.int8_peak / 1e9),
             r.roofline.map_or_else(String::new, |share| format!("{:.0} %", 100.0 * share)),
+            r.barriers_per_token.map_or_else(String::new, |count| format!("{count:.0}")),
         ]);
     }
     for column in [1, 2, 4, 6, 7, 8, 9] {
@@ -228,15 +238,16 @@ fn markdown(rows: &[Row]) -> String {
 }
 
 fn csv(rows: &[Row]) -> String {
-    let mut text =
-        "model,size_bytes,params,backend,threads,test,tokens_per_second,read_bandwidth,int8_peak,roofline\n"
-            .to_owned();
+    let mut text = "model,size_bytes,params,backend,threads,test,tokens_per_second,read_bandwidth,\
+                    roofline,barriers_per_token\n"
+        .to_owned();
     for r in rows {
         let share = r.roofline.map_or_else(String::new, |share| format!("{share:.4}"));
+        let barriers = r.barriers_per_token.map_or_else(String::new, |count| format!("{count:.1}"));
         // Names of files may have commas.
         let model = format!("\"{}\"", r.model.replace('"', "\"\""));
         text += &format!(
-            "{model},{},{},{},{},{},{:.3},{:.0},{:.0},{share}\n",
+            "{model},{},{},{},{},{},{:.3},{:.0},{:.0},{share},{barriers}\n",
             r.size_bytes,
             r.params,
             r.backend,

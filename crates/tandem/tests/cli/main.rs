@@ -5,6 +5,7 @@ mod convert;
 mod logits;
 mod other;
 mod run;
+mod threads;
 
 use std::path::PathBuf;
 use std::process::Output;

@@ -64,6 +64,8 @@ fn every_command_and_option_has_help() {
         "--system",
         "--raw",
         "--threads",
+        "--threads-batch",
+        "--pin",
         "--json",
     ] {
         assert!(run.contains(option), "{option}");
@@ -74,6 +76,8 @@ fn every_command_and_option_has_help() {
         "TANDEM_TEMP",
         "TANDEM_SEED",
         "TANDEM_THREADS",
+        "TANDEM_THREADS_BATCH",
+        "TANDEM_PIN",
         "TANDEM_RAW",
     ];
     for twin in twins {
@@ -114,6 +118,7 @@ fn numbers_out_of_range_are_refused_before_anything_else() {
     };
     refused(&["-t", "1000000"], "expected 1 to 1024");
     refused(&["-t", "0"], "expected 1 to 1024");
+    refused(&["--threads-batch", "0"], "expected 1 to 1024");
     refused(&["--temp", "-1"], "temperature: expected 0 or more, found -1");
     refused(&["--batch", "0"], "expected 1 or more");
 }

@@ -1,4 +1,4 @@
-//! What the machine can do at most: the figure that a decode rate is held against.
+//! What the machine can do at most: the figures that rates are held against.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -24,6 +24,19 @@ pub fn read_bandwidth(cpu: &Cpu, memory: &[u64]) -> f64 {
     // The sum is looked at, so that nothing can leave the reading out.
     std::hint::black_box(total.into_inner());
     size_of_val(memory) as f64 / seconds
+}
+
+/// Multiplies and adds f32 in registers with the whole team; answers operations per second, a multiplication and its
+/// addition being two.
+pub fn float_peak(cpu: &Cpu) -> f64 {
+    // A few milliseconds: longer than threads take to begin.
+    let rounds = 1 << 20;
+    let total = AtomicU64::new(0);
+    let started = Instant::now();
+    cpu.team().run(&|_| {
+        total.fetch_add(cpu.attention().multiply_adds(rounds) as u64, Ordering::Relaxed);
+    });
+    2.0 * total.into_inner() as f64 / started.elapsed().as_secs_f64()
 }
 
 /// Eight sums side by side, which compilers turn into vectors. Asks for memory early, as the products do: what they
@@ -52,5 +65,7 @@ mod tests {
         let cpu = Cpu::new(ThreadTeam::new(2).unwrap());
         let rate = read_bandwidth(&cpu, &words);
         assert!(rate.is_finite() && rate > 0.0);
+        let peak = float_peak(&cpu);
+        assert!(peak.is_finite() && peak > 0.0);
     }
 }

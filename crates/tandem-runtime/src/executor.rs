@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use tandem_cpu::measure::read_bandwidth;
-use tandem_cpu::ops::{self, Input, Precision, Product, QuantizedActivations, Rope};
+use tandem_cpu::ops::{self, Input, Precision, Product, QuantizedActivations, Queries, Rope};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
 use tandem_memory::{AlignedBuffer, KvCache, MemoryError};
 use tandem_model::catalogue::LayerTensor as L;
@@ -172,15 +172,9 @@ impl Executor {
                 project(wv, L::VBias, &mut *v),
             ],
         );
-        for (position, (q, k)) in
-            q.chunks_exact_mut(config.q_dim()).zip(k.chunks_exact_mut(config.kv_dim())).enumerate()
-        {
-            self.rope.apply(q, start + position);
-            self.rope.apply(k, start + position);
-        }
-        kv.write(index, start, k, v)?;
-        let window = config.sliding_window;
-        ops::attention(&self.cpu, q, kv.layer(index), start, config.n_heads, window, mixed);
+        ops::store_kv(&self.cpu, kv, index, start, (k, v), &self.rope)?;
+        let queries = Queries { q, heads: config.n_heads, start, rope: Some(&self.rope) };
+        ops::attention(&self.cpu, queries, kv.layer(index), config.sliding_window, mixed);
         let (wo, bias) = (layer.matrix(L::OWeight), Some(layer.vector(L::OBias)));
         let input = Input::new(&self.cpu, mixed, &[wo], Precision::Bits8, quantized);
         ops::matmul(&self.cpu, wo, bias, input, branch);

@@ -22,7 +22,7 @@ const STRIP: usize = 2;
 ///
 /// # Safety
 /// The machine must have the instructions; `dim` is a multiple of [`KV_BLOCK`]; there are `count * dim` keys, `QUERIES *
-/// dim` queries, and room for `count * QUERIES` scores.
+/// dim` queries, and room for the scores of `count` keys, rounded up to a multiple of `KEYS`.
 #[inline(always)]
 pub(super) unsafe fn scores<L: Lanes, S: Stored>(
     keys: S,
@@ -34,8 +34,7 @@ pub(super) unsafe fn scores<L: Lanes, S: Stored>(
         // SAFETY: the caller's promise. Where there is no second key the first is taken twice.
         unsafe {
             let sums = dots::<L, S>(keys, [key, (key + 1).min(count - 1)], dim, q);
-            let len = (count - key).min(KEYS) * QUERIES;
-            std::ptr::copy_nonoverlapping(sums.as_ptr(), out.add(key * QUERIES), len);
+            out.add(key * QUERIES).cast::<[f32; SUMS]>().write(sums);
         }
     }
 }

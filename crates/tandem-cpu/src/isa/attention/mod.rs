@@ -48,7 +48,7 @@ pub(crate) trait AttentionKernels: Sync {
     fn unpack_values(&self, values: KvData<'_>, dim: usize, out: &mut [f32]);
 
     /// The dot products of `count` keys with a panel of queries, `[number][query]`. `keys` and `scores` have room for the
-    /// count rounded up to 16; what comes of the keys beyond it means nothing.
+    /// count rounded up to [`KEY_STEP`]; what comes of the keys beyond it means nothing.
     fn panel_scores(&self, keys: &[f32], count: usize, panel: &[f32], scores: &mut [f32]);
 
     /// Makes scores (`[key][query]`) weights, and brings what there was before to the same largest scores.
@@ -63,7 +63,7 @@ pub(crate) trait AttentionKernels: Sync {
 }
 
 /// Keys that kernels may compute beyond the last one.
-pub(crate) const KEY_STEP: usize = 16;
+pub(crate) const KEY_STEP: usize = 24;
 /// Scores of a decoded token are padded to this.
 pub(crate) const SCORES_STEP: usize = 16;
 
@@ -110,9 +110,9 @@ macro_rules! kernels {
                 assert!(dim * QUERIES == q.len() && dim.is_multiple_of(KV_BLOCK), "queries of {dim}");
                 let count = rows_of(keys.len(), dim);
                 assert_eq!(scores.len(), (count * QUERIES).next_multiple_of(SCORES_STEP), "scores");
-                scores[count * QUERIES..].fill(f32::NEG_INFINITY);
                 // SAFETY: `self` exists, so the machine has the instructions; the sizes were just checked.
-                with_stored!(keys, k => unsafe { run(k, (count, dim), q, scores) })
+                with_stored!(keys, k => unsafe { run(k, (count, dim), q, scores) });
+                scores[count * QUERIES..].fill(f32::NEG_INFINITY);
             }
 
             fn softmax(&self, scores: &mut [f32]) -> ([f32; QUERIES], [f32; QUERIES]) {
@@ -291,8 +291,8 @@ mod x86_64 {
         }
     }
 
-    // 12 of 16 registers for sums.
-    kernels!(Avx2, __m256, 4, 6, 12, "avx2,fma,f16c");
+    // 9 and 12 of 16 registers for sums: with 12 of both, compilers run out of them where three vectors meet.
+    kernels!(Avx2, __m256, 3, 6, 12, "avx2,fma,f16c");
 
     /// The kernels for machines with AVX-512. A value is the proof that this machine has it.
     pub(in crate::isa) struct Avx512 {

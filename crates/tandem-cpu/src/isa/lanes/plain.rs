@@ -1,6 +1,7 @@
 //! Plain Rust: loops over 8 numbers, which a compiler turns into what vectors there are.
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use super::{Lanes, SUMS};
 
@@ -36,8 +37,10 @@ impl Lanes for Plain {
 
     #[inline(always)]
     unsafe fn load_f16(from: *const f16) -> Self {
+        let mut out = [0.0; 8];
         // SAFETY: the caller's promise.
-        Self(unsafe { from.cast::<[f16; 8]>().read() }.map(f16::to_f32))
+        unsafe { std::slice::from_raw_parts(from, 8) }.convert_to_f32_slice(&mut out);
+        Self(out)
     }
 
     #[inline(always)]

@@ -7,8 +7,8 @@ use super::{Block, Part, Task};
 use crate::isa::{KEY_STEP, Running};
 use crate::scratch::with_scratch;
 
-/// Keys that are unpacked at a time: with their values 64 KiB at heads of 128.
-const KEY_BLOCK: usize = 64;
+/// Keys that are unpacked at a time: with their values 72 KiB at heads of 128.
+const KEY_BLOCK: usize = 72;
 const _: () = assert!(KEY_BLOCK.is_multiple_of(KEY_STEP));
 
 impl Task<'_> {

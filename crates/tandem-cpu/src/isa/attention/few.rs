@@ -54,13 +54,17 @@ unsafe fn dots<L: Lanes, S: Stored>(
     unsafe {
         let mut sums = [L::splat(0.0); SUMS];
         for block in (0..dim).step_by(KV_BLOCK) {
-            for row in rows {
-                keys.prefetch(row * dim + block);
+            let starts = [rows[0] * dim + block, rows[1] * dim + block];
+            let scales = [keys.scale::<L>(starts[0]), keys.scale::<L>(starts[1])];
+            // In the order of memory, which is not quite the one they are used in: processors follow that best.
+            for key in 0..KEYS {
+                keys.prefetch(rows[0] * dim + KEYS * block + key * KV_BLOCK);
             }
-            for at in (block..block + KV_BLOCK).step_by(L::COUNT) {
-                let k: [L; KEYS] = [keys.load(rows[0] * dim + at), keys.load(rows[1] * dim + at)];
+            for at in (0..KV_BLOCK).step_by(L::COUNT) {
+                let k: [L; KEYS] =
+                    [keys.load(starts[0] + at, scales[0]), keys.load(starts[1] + at, scales[1])];
                 for query in 0..QUERIES {
-                    let q = L::load(q.add(query * dim + at));
+                    let q = L::load(q.add(query * dim + block + at));
                     for key in 0..KEYS {
                         let sum = &mut sums[key * QUERIES + query];
                         *sum = q.mul_add(k[key], *sum);
@@ -134,12 +138,6 @@ pub(super) unsafe fn mix<L: Lanes, S: Stored>(
 ) {
     for start in (0..count).step_by(VALUES) {
         let rows = start..(start + VALUES).min(count);
-        for row in rows.clone() {
-            for at in (0..dim).step_by(KV_BLOCK) {
-                // SAFETY: the caller's promise.
-                unsafe { values.prefetch(row * dim + at) };
-            }
-        }
         for at in (0..dim).step_by(STRIP * L::COUNT) {
             // SAFETY: the caller's promise; blocks are of whole strips.
             unsafe {
@@ -150,9 +148,13 @@ pub(super) unsafe fn mix<L: Lanes, S: Stored>(
                     }
                 }
                 for row in rows.clone() {
+                    // In the order of memory again.
+                    let before = at * rows.len() + (row - start) * STRIP * L::COUNT;
+                    values.prefetch(start * dim + before);
+                    let scale = values.scale::<L>(row * dim + at);
                     let mut v = [L::splat(0.0); STRIP];
                     for n in 0..STRIP {
-                        v[n] = values.load(row * dim + at + n * L::COUNT);
+                        v[n] = values.load(row * dim + at + n * L::COUNT, scale);
                     }
                     for query in 0..QUERIES {
                         let weight = L::splat(*weights.add(row * QUERIES + query));

@@ -24,7 +24,7 @@ pub(super) unsafe fn unpack_keys<L: Lanes, S: Stored>(keys: S, count: usize, out
     // SAFETY: the caller's promise.
     unsafe {
         for at in (0..whole).step_by(L::COUNT) {
-            keys.load::<L>(at).store(out.add(at));
+            keys.load::<L>(at, keys.scale::<L>(at)).store(out.add(at));
         }
         for at in whole..count {
             *out.add(at) = keys.get(at);
@@ -51,7 +51,8 @@ pub(super) unsafe fn unpack_values<L: Lanes, S: Stored>(
                 for n in 0..STRIP {
                     let at = at + n * L::COUNT;
                     let to = at / strip * strip * count + row * strip + at % strip;
-                    values.load::<L>(row * dim + at).store(out.add(to));
+                    let from = row * dim + at;
+                    values.load::<L>(from, values.scale::<L>(from)).store(out.add(to));
                 }
             }
             if whole < dim {

@@ -9,25 +9,36 @@ use crate::prefetch::prefetch;
 /// Stored numbers that a kernel reads. Positions count numbers.
 ///
 /// # Safety
-/// For all functions: the machine must have the instructions of the vector, and what is read must lie within the
-/// numbers. A vector must not cross from one block of [`KV_BLOCK`] numbers, counted from the first, into the next.
+/// For all unsafe functions: the machine must have the instructions of the vector, and what is read must lie within the
+/// numbers.
 pub(super) trait Stored: Copy {
-    /// A vector of numbers.
-    unsafe fn load<L: Lanes>(self, at: usize) -> L;
+    /// What the numbers of a block are multiplied with; nothing where they are whole.
+    type Scale<L: Lanes>: Copy;
+
+    /// The scale of the block that a number is in.
+    unsafe fn scale<L: Lanes>(self, at: usize) -> Self::Scale<L>;
+
+    /// A vector of numbers of one block.
+    unsafe fn load<L: Lanes>(self, at: usize, scale: Self::Scale<L>) -> L;
 
     /// One number.
     unsafe fn get(self, at: usize) -> f32;
 
-    /// Asks for what follows a block's numbers in memory.
-    unsafe fn prefetch(self, at: usize);
+    /// Asks for what follows [`KV_BLOCK`] numbers in memory, which need not be there.
+    fn prefetch(self, at: usize);
 }
 
 #[derive(Clone, Copy)]
 pub(super) struct F32(pub(super) *const f32);
 
 impl Stored for F32 {
+    type Scale<L: Lanes> = ();
+
     #[inline(always)]
-    unsafe fn load<L: Lanes>(self, at: usize) -> L {
+    unsafe fn scale<L: Lanes>(self, _at: usize) {}
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(self, at: usize, (): ()) -> L {
         // SAFETY: the caller's promise.
         unsafe { L::load(self.0.add(at)) }
     }
@@ -39,9 +50,8 @@ impl Stored for F32 {
     }
 
     #[inline(always)]
-    unsafe fn prefetch(self, at: usize) {
-        // SAFETY: the caller's promise.
-        prefetch(unsafe { &*self.0.add(at).cast::<[f32; KV_BLOCK]>() });
+    fn prefetch(self, at: usize) {
+        prefetch(self.0.wrapping_add(at).cast::<[f32; KV_BLOCK]>());
     }
 }
 
@@ -49,8 +59,13 @@ impl Stored for F32 {
 pub(super) struct F16(pub(super) *const f16);
 
 impl Stored for F16 {
+    type Scale<L: Lanes> = ();
+
     #[inline(always)]
-    unsafe fn load<L: Lanes>(self, at: usize) -> L {
+    unsafe fn scale<L: Lanes>(self, _at: usize) {}
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(self, at: usize, (): ()) -> L {
         // SAFETY: the caller's promise.
         unsafe { L::load_f16(self.0.add(at)) }
     }
@@ -62,9 +77,8 @@ impl Stored for F16 {
     }
 
     #[inline(always)]
-    unsafe fn prefetch(self, at: usize) {
-        // SAFETY: the caller's promise.
-        prefetch(unsafe { &*self.0.add(at).cast::<[f16; KV_BLOCK]>() });
+    fn prefetch(self, at: usize) {
+        prefetch(self.0.wrapping_add(at).cast::<[f16; KV_BLOCK]>());
     }
 }
 
@@ -75,13 +89,18 @@ pub(super) struct Q8_0 {
 }
 
 impl Stored for Q8_0 {
+    type Scale<L: Lanes> = L;
+
     #[inline(always)]
-    unsafe fn load<L: Lanes>(self, at: usize) -> L {
+    unsafe fn scale<L: Lanes>(self, at: usize) -> L {
         // SAFETY: the caller's promise.
-        unsafe {
-            let scale = L::splat_f16(*self.scales.add(at / KV_BLOCK));
-            L::load_i8(self.quants.add(at)).mul(scale)
-        }
+        unsafe { L::splat_f16(*self.scales.add(at / KV_BLOCK)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(self, at: usize, scale: L) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_i8(self.quants.add(at)).mul(scale) }
     }
 
     #[inline(always)]
@@ -91,8 +110,7 @@ impl Stored for Q8_0 {
     }
 
     #[inline(always)]
-    unsafe fn prefetch(self, at: usize) {
-        // SAFETY: the caller's promise.
-        prefetch(unsafe { &*self.quants.add(at).cast::<[i8; KV_BLOCK]>() });
+    fn prefetch(self, at: usize) {
+        prefetch(self.quants.wrapping_add(at).cast::<[i8; KV_BLOCK]>());
     }
 }

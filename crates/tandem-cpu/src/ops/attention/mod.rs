@@ -254,7 +254,8 @@ impl<'a> Task<'a> {
                 total += factor * sum;
                 super::add_scaled(out, mixed, factor);
             }
-            out.iter_mut().for_each(|out| *out /= total);
+            let inverse = 1.0 / total;
+            out.iter_mut().for_each(|out| *out *= inverse);
         }
     }
 }

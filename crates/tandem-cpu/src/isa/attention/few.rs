@@ -4,7 +4,7 @@
 
 use tandem_memory::KV_BLOCK;
 
-use super::super::lanes::{Lanes, SUMS};
+use super::super::lanes::{Lanes, SUMS, load_all, store_all};
 use super::stored::Stored;
 
 /// Queries that share a pass over the keys: as many as there are registers for.
@@ -142,10 +142,8 @@ pub(super) unsafe fn mix<L: Lanes, S: Stored>(
             // SAFETY: the caller's promise; blocks are of whole strips.
             unsafe {
                 let mut sums = [[L::splat(0.0); STRIP]; QUERIES];
-                for query in 0..QUERIES {
-                    for n in 0..STRIP {
-                        sums[query][n] = L::load(out.add(query * stride + at + n * L::COUNT));
-                    }
+                for (query, sums) in sums.iter_mut().enumerate() {
+                    *sums = load_all(out.add(query * stride + at));
                 }
                 for row in rows.clone() {
                     // In the order of memory again.
@@ -153,20 +151,18 @@ pub(super) unsafe fn mix<L: Lanes, S: Stored>(
                     values.prefetch(start * dim + before);
                     let scale = values.scale::<L>(row * dim + at);
                     let mut v = [L::splat(0.0); STRIP];
-                    for n in 0..STRIP {
-                        v[n] = values.load(row * dim + at + n * L::COUNT, scale);
+                    for (n, v) in v.iter_mut().enumerate() {
+                        *v = values.load(row * dim + at + n * L::COUNT, scale);
                     }
-                    for query in 0..QUERIES {
+                    for (query, sums) in sums.iter_mut().enumerate() {
                         let weight = L::splat(*weights.add(row * QUERIES + query));
-                        for n in 0..STRIP {
-                            sums[query][n] = v[n].mul_add(weight, sums[query][n]);
+                        for (sum, v) in sums.iter_mut().zip(v) {
+                            *sum = v.mul_add(weight, *sum);
                         }
                     }
                 }
-                for query in 0..QUERIES {
-                    for n in 0..STRIP {
-                        sums[query][n].store(out.add(query * stride + at + n * L::COUNT));
-                    }
+                for (query, sums) in sums.into_iter().enumerate() {
+                    store_all(sums, out.add(query * stride + at));
                 }
             }
         }

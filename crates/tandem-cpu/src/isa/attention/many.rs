@@ -6,7 +6,7 @@
 //! Both products are the same loop: single numbers of one side, in every lane, times vectors of the other, with all
 //! sums in registers. Sides are padded to whole registers' worth where they are made, so that the loops have no rest.
 
-use super::super::lanes::Lanes;
+use super::super::lanes::{Lanes, load_all, store_all};
 use super::stored::Stored;
 
 /// Vectors of a panel of queries.
@@ -84,21 +84,16 @@ pub(super) unsafe fn scores<L: Lanes, const KEYS: usize>(
             let mut sums = [[L::splat(0.0); PANEL]; KEYS];
             let keys = keys.add(key * dim);
             for at in 0..dim {
-                let mut q = [L::splat(0.0); PANEL];
-                for n in 0..PANEL {
-                    q[n] = L::load(panel.add((at * PANEL + n) * L::COUNT));
-                }
-                for m in 0..KEYS {
+                let q: [L; PANEL] = load_all(panel.add(at * PANEL * L::COUNT));
+                for (m, sums) in sums.iter_mut().enumerate() {
                     let k = L::splat(*keys.add(m * dim + at));
-                    for n in 0..PANEL {
-                        sums[m][n] = q[n].mul_add(k, sums[m][n]);
+                    for (sum, q) in sums.iter_mut().zip(q) {
+                        *sum = q.mul_add(k, *sum);
                     }
                 }
             }
-            for m in 0..KEYS {
-                for n in 0..PANEL {
-                    sums[m][n].store(out.add(((key + m) * PANEL + n) * L::COUNT));
-                }
+            for (m, sums) in sums.into_iter().enumerate() {
+                store_all(sums, out.add((key + m) * PANEL * L::COUNT));
             }
         }
     }
@@ -182,27 +177,20 @@ pub(super) unsafe fn mix<L: Lanes, const ROWS: usize>(
             for row in (0..panel).step_by(ROWS) {
                 let (weights, out) = (weights.add(row), out.add(row * dim + at));
                 let mut sums = [[L::splat(0.0); STRIP]; ROWS];
-                for m in 0..ROWS {
-                    for n in 0..STRIP {
-                        sums[m][n] = L::load(out.add(m * dim + n * L::COUNT));
-                    }
+                for (m, sums) in sums.iter_mut().enumerate() {
+                    *sums = load_all(out.add(m * dim));
                 }
                 for key in 0..count {
-                    let mut v = [L::splat(0.0); STRIP];
-                    for n in 0..STRIP {
-                        v[n] = L::load(values.add(key * strip + n * L::COUNT));
-                    }
-                    for m in 0..ROWS {
+                    let v: [L; STRIP] = load_all(values.add(key * strip));
+                    for (m, sums) in sums.iter_mut().enumerate() {
                         let weight = L::splat(*weights.add(key * panel + m));
-                        for n in 0..STRIP {
-                            sums[m][n] = v[n].mul_add(weight, sums[m][n]);
+                        for (sum, v) in sums.iter_mut().zip(v) {
+                            *sum = v.mul_add(weight, *sum);
                         }
                     }
                 }
-                for m in 0..ROWS {
-                    for n in 0..STRIP {
-                        sums[m][n].store(out.add(m * dim + n * L::COUNT));
-                    }
+                for (m, sums) in sums.into_iter().enumerate() {
+                    store_all(sums, out.add(m * dim));
                 }
             }
         }

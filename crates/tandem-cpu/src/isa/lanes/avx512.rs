@@ -100,10 +100,9 @@ impl Lanes for __m512 {
         // SAFETY: as above.
         unsafe {
             let mut halves = [_mm256_setzero_ps(); SUMS];
-            for n in 0..SUMS {
-                let high = _mm512_castps_pd(of[n]);
-                let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(high));
-                halves[n] = _mm256_add_ps(_mm512_castps512_ps256(of[n]), high);
+            for (half, v) in halves.iter_mut().zip(of) {
+                let high = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v));
+                *half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm256_castpd_ps(high));
             }
             <__m256 as Lanes>::sums(halves)
         }

@@ -63,6 +63,34 @@ pub(super) trait Lanes: Copy {
     unsafe fn sums(of: [Self; SUMS]) -> [f32; SUMS];
 }
 
+/// Vectors that lie one after the other.
+///
+/// # Safety
+/// As [`Lanes`], for `N` vectors.
+#[inline(always)]
+pub(super) unsafe fn load_all<L: Lanes, const N: usize>(from: *const f32) -> [L; N] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut vectors = [L::splat(0.0); N];
+        for (n, vector) in vectors.iter_mut().enumerate() {
+            *vector = L::load(from.add(n * L::COUNT));
+        }
+        vectors
+    }
+}
+
+/// Stores vectors one after the other.
+///
+/// # Safety
+/// As [`Lanes`], for `N` vectors.
+#[inline(always)]
+pub(super) unsafe fn store_all<L: Lanes, const N: usize>(vectors: [L; N], to: *mut f32) {
+    for (n, vector) in vectors.into_iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { vector.store(to.add(n * L::COUNT)) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::isa::{GENERIC, Isa, IsaUnavailable, Kernels, Loops, PackedKernels};
+use crate::isa::{AttentionKernels, GENERIC, Isa, IsaUnavailable, Kernels, Loops, PackedKernels};
 use crate::team::ThreadTeam;
 
 /// A thread team, perhaps shared with others, and the instruction set that it computes with.
@@ -46,6 +46,11 @@ impl Cpu {
     /// The inner loops on packed weights of that instruction set.
     pub(crate) fn packed(&self) -> &'static dyn PackedKernels {
         self.loops.packed
+    }
+
+    /// The inner loops on keys and values of that instruction set.
+    pub(crate) fn attention(&self) -> &'static dyn AttentionKernels {
+        self.loops.attention
     }
 }
 

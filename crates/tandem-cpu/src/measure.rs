@@ -43,12 +43,23 @@ pub fn read_bandwidth(cpu: &Cpu, memory: &[u64], reading: Reading) -> f64 {
 /// Multiplies and adds 8-bit numbers in registers with the whole team; answers operations per second, a multiplication
 /// and its addition being two.
 pub fn int8_peak(cpu: &Cpu) -> f64 {
+    peak(cpu, |rounds| cpu.packed().multiply_adds(rounds))
+}
+
+/// Multiplies and adds f32 in registers with the whole team; answers operations per second, a multiplication and its
+/// addition being two.
+pub fn float_peak(cpu: &Cpu) -> f64 {
+    peak(cpu, |rounds| cpu.attention().multiply_adds(rounds))
+}
+
+/// Operations per second of what makes so many multiplications in so many rounds.
+fn peak(cpu: &Cpu, multiply_adds: impl Fn(usize) -> usize + Sync) -> f64 {
     // A few milliseconds: longer than threads take to begin, shorter than a processor takes to heat up.
     let rounds = 1 << 20;
     let total = AtomicU64::new(0);
     let started = Instant::now();
     cpu.team().run(&|_| {
-        total.fetch_add(cpu.packed().multiply_adds(rounds) as u64, Ordering::Relaxed);
+        total.fetch_add(multiply_adds(rounds) as u64, Ordering::Relaxed);
     });
     2.0 * total.into_inner() as f64 / started.elapsed().as_secs_f64()
 }
@@ -83,7 +94,8 @@ mod tests {
             let rate = read_bandwidth(&cpu, &words, reading);
             assert!(rate.is_finite() && rate > 0.0);
         }
-        let peak = int8_peak(&cpu);
-        assert!(peak.is_finite() && peak > 0.0);
+        for peak in [int8_peak(&cpu), float_peak(&cpu)] {
+            assert!(peak.is_finite() && peak > 0.0);
+        }
     }
 }

@@ -6,7 +6,8 @@ use std::cell::Cell;
 const LINE: usize = 64 / size_of::<f32>();
 
 thread_local! {
-    static BUFFER: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// Buffers that are not in use. A call from within a call takes another one.
+    static BUFFERS: Cell<Vec<Vec<f32>>> = const { Cell::new(Vec::new()) };
 }
 
 /// Calls `f` with one slice of each length, each starting on a cache line. What they hold is left over from
@@ -16,8 +17,9 @@ pub(crate) fn with_scratch<const N: usize, R>(
     f: impl FnOnce([&mut [f32]; N]) -> R,
 ) -> R {
     let total: usize = lengths.iter().map(|len| len.next_multiple_of(LINE)).sum();
-    // Taken out while in use: a call from within `f` then gets a buffer of its own.
-    let mut buffer = BUFFER.take();
+    let mut buffers = BUFFERS.take();
+    let mut buffer = buffers.pop().unwrap_or_default();
+    BUFFERS.set(buffers);
     if buffer.len() < total + LINE {
         buffer.resize(total + LINE, 0.0);
     }
@@ -29,7 +31,9 @@ pub(crate) fn with_scratch<const N: usize, R>(
         &mut slice[..len]
     });
     let result = f(slices);
-    BUFFER.set(buffer);
+    let mut buffers = BUFFERS.take();
+    buffers.push(buffer);
+    BUFFERS.set(buffers);
     result
 }
 

@@ -7,8 +7,8 @@
 use std::path::{Path, PathBuf};
 
 use tandem_cpu::ops::{
-    Input, LayerNorm, Precision, QuantizedActivations, Rope, add, add_scaled, argmax, attention,
-    matmul, silu_mul,
+    Input, LayerNorm, Precision, QuantizedActivations, Queries, Rope, add, add_scaled, argmax,
+    attention, matmul, silu_mul, store_kv,
 };
 use tandem_cpu::{Cpu, Isa, MatrixRef, ThreadTeam};
 use tandem_formats::DType;
@@ -94,18 +94,13 @@ impl<'a> Pass<'a> {
     fn attention(&mut self, layer: usize, start: usize, x: &[f32]) -> Vec<f32> {
         let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}_proj");
         let (q_dim, kv_dim) = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM);
-        let mut q = self.linear(&name("q"), true, x, q_dim, HIDDEN);
-        let mut k = self.linear(&name("k"), true, x, kv_dim, HIDDEN);
+        let q = self.linear(&name("q"), true, x, q_dim, HIDDEN);
+        let k = self.linear(&name("k"), true, x, kv_dim, HIDDEN);
         let v = self.linear(&name("v"), true, x, kv_dim, HIDDEN);
-        for (token, q) in q.chunks_exact_mut(q_dim).enumerate() {
-            self.rope.apply(q, start + token);
-        }
-        for (token, k) in k.chunks_exact_mut(kv_dim).enumerate() {
-            self.rope.apply(k, start + token);
-        }
-        self.kv.write(layer, start, &k, &v).unwrap();
+        store_kv(self.cpu, &mut self.kv, layer, start, (&k, &v), &self.rope).unwrap();
         let mut mixed = vec![0.0; q.len()];
-        attention(self.cpu, &q, self.kv.layer(layer), start, HEADS, self.window, &mut mixed);
+        let queries = Queries { q: &q, heads: HEADS, start, rope: Some(&self.rope) };
+        attention(self.cpu, queries, self.kv.layer(layer), self.window, &mut mixed);
         self.linear(&name("o"), true, &mixed, HIDDEN, q_dim)
     }
 

@@ -1,15 +1,20 @@
 //! The KV cache: keys and values of one sequence, for every layer.
 //!
 //! Within a layer, keys lie as `[kv_head][position][head_dim]`, and so do values. Attention of one head then
-//! reads one unbroken run of memory, however the heads are shared out to threads and devices.
+//! reads one unbroken run of memory, however the heads are shared out to threads and devices. In 8 bits the scales of
+//! all keys follow the quants of all keys, as `[kv_head][position][head_dim / 32]`, and so for values: quants stay
+//! aligned, and a device reads each of the two as one array.
 //!
 //! Each layer counts its own positions, and the cache is as long as its shortest layer. A forward pass that
 //! stops halfway therefore leaves no half-written token: [`KvCache::len`] has not moved, and the next write
 //! overwrites what the stopped one left.
 
+use std::ops::Range;
+
 use crate::aligned::{AlignedBuffer, AllocError};
 use half::f16;
-use half::slice::HalfFloatSliceExt;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use tandem_formats::{DType, blocks};
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,14 +23,21 @@ pub enum KvType {
     F16,
     /// IEEE 754 binary32: what the exact path computes with.
     F32,
+    /// 8 bits, with an f16 scale for each [`KV_BLOCK`] numbers of a head: a bit more than half of f16. `head_dim` must be
+    /// a multiple of [`KV_BLOCK`]. A block with a number that is not finite becomes NaN as a whole.
+    Q8_0,
 }
 
+/// Numbers that share a scale in [`KvType::Q8_0`].
+pub const KV_BLOCK: usize = 32;
+
 impl KvType {
-    /// Bytes of one number.
-    pub const fn bytes(self) -> usize {
+    /// Bytes of `count` numbers and of their scales. The count is of whole blocks.
+    const fn bytes_of(self, count: usize) -> [usize; 2] {
         match self {
-            Self::F16 => 2,
-            Self::F32 => 4,
+            Self::F16 => [2 * count, 0],
+            Self::F32 => [4 * count, 0],
+            Self::Q8_0 => [count, count / KV_BLOCK * size_of::<f16>()],
         }
     }
 }
@@ -48,6 +60,14 @@ pub enum KvError {
         /// Tokens.
         capacity: usize,
     },
+    /// Heads are not of whole blocks.
+    #[error(
+        "KV cache in q8_0: head_dim: expected a multiple of {KV_BLOCK}, found {0}: this model needs an f16 or f32 cache"
+    )]
+    Blocks(
+        /// Numbers of one head's key.
+        usize,
+    ),
     /// The memory could not be had.
     #[error("KV cache: {0}")]
     Alloc(#[from] AllocError),
@@ -87,7 +107,8 @@ impl KvCache {
     /// An empty cache with room for `capacity` tokens. Memory is committed only as positions are written.
     ///
     /// # Errors
-    /// When a dimension is zero, the size overflows, or the memory cannot be had.
+    /// When a dimension is zero, the size overflows, heads are not of the type's whole blocks, or the memory cannot be
+    /// had.
     pub fn new(
         layers: usize,
         kv_heads: usize,
@@ -95,12 +116,16 @@ impl KvCache {
         capacity: usize,
         kind: KvType,
     ) -> Result<Self, KvError> {
-        let bytes = [2, kind.bytes(), kv_heads, head_dim, capacity]
+        if kind == KvType::Q8_0 && !head_dim.is_multiple_of(KV_BLOCK) {
+            return Err(KvError::Blocks(head_dim));
+        }
+        // 4 bytes are the most that a number takes, whatever the type.
+        let numbers = [2, kv_heads, head_dim, capacity]
             .into_iter()
             .try_fold(layers, usize::checked_mul)
-            .filter(|&bytes| bytes > 0)
+            .filter(|&numbers| numbers > 0 && numbers.checked_mul(4).is_some())
             .ok_or(KvError::Shape { layers, kv_heads, head_dim, capacity })?;
-        let buffer = AlignedBuffer::zeroed(bytes)?;
+        let buffer = AlignedBuffer::zeroed(kind.bytes_of(numbers).iter().sum())?;
         Ok(Self { buffer, kind, written: vec![0; layers], kv_heads, head_dim, capacity })
     }
 
@@ -158,28 +183,51 @@ impl KvCache {
     /// When the tokens do not fit, `pos` would leave a hole, or the slices are not of whole tokens. The cache is
     /// then unchanged.
     pub fn write(&mut self, layer: usize, pos: usize, k: &[f32], v: &[f32]) -> Result<(), KvError> {
-        let tokens = self.check_write(layer, pos, k, v)?;
-        let (heads, dim, half) = (self.kv_heads, self.head_dim, self.layer_len() / 2);
-        let start = layer * self.layer_len();
-        for (source, region) in [(k, start), (v, start + half)] {
-            for token in 0..tokens {
-                for head in 0..heads {
-                    let from = &source[(token * heads + head) * dim..][..dim];
-                    let to = region + (head * self.capacity + pos + token) * dim;
-                    match self.kind {
-                        KvType::F32 => {
-                            self.buffer.typed_mut::<f32>()[to..][..dim].copy_from_slice(from);
-                        }
-                        KvType::F16 => {
-                            self.buffer.typed_mut::<f16>()[to..][..dim]
-                                .convert_from_f32_slice(from);
-                        }
-                    }
-                }
+        let (heads, dim) = (self.kv_heads, self.head_dim);
+        for mut part in self.parts(layer, pos, k, v, usize::MAX)? {
+            let head = part.head();
+            for token in part.tokens() {
+                let row = (token * heads + head) * dim..(token * heads + head + 1) * dim;
+                part.write(token, &k[row.clone()], &v[row]);
             }
         }
-        self.written[layer] = pos + tokens;
         Ok(())
+    }
+
+    /// The places of what [`Self::write`] would store, for several threads to fill: one part for every KV head and
+    /// every `len` tokens. The layer counts the tokens as held from now on, so all of them must be filled.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn parts(
+        &mut self,
+        layer: usize,
+        pos: usize,
+        k: &[f32],
+        v: &[f32],
+        len: usize,
+    ) -> Result<Vec<KvPart<'_>>, KvError> {
+        let tokens = self.check_write(layer, pos, k, v)?;
+        let len = len.clamp(1, tokens.max(1));
+        let (half, row) = (self.half(), self.kind.bytes_of(self.head_dim));
+        let mut rest = &mut self.buffer[2 * layer * half.iter().sum::<usize>()..];
+        let mut places = [(); 2].map(|()| Places {
+            numbers: rest.split_off_mut(..half[0]).unwrap_or_default(),
+            scales: rest.split_off_mut(..half[1]).unwrap_or_default(),
+        });
+        let mut parts = Vec::with_capacity(self.kv_heads * tokens.div_ceil(len));
+        for head in 0..self.kv_heads {
+            let mut take = |rows| places.each_mut().map(|places| places.take(row, rows));
+            take(pos);
+            for start in (0..tokens).step_by(len) {
+                let tokens = start..tokens.min(start + len);
+                let [keys, values] = take(tokens.len());
+                parts.push(KvPart { kind: self.kind, row, head, tokens, keys, values });
+            }
+            take(self.capacity - pos - tokens);
+        }
+        self.written[layer] = pos + tokens;
+        Ok(parts)
     }
 
     /// Keys and values of one layer.
@@ -188,24 +236,19 @@ impl KvCache {
     /// When there is no such layer.
     pub fn layer(&self, layer: usize) -> KvLayer<'_> {
         let len = self.written[layer];
-        let range = layer * self.layer_len()..(layer + 1) * self.layer_len();
-        let (keys, values) = match self.kind {
-            KvType::F32 => {
-                let (k, v) = split(&self.buffer.typed()[range]);
-                (KvData::F32(k), KvData::F32(v))
-            }
-            KvType::F16 => {
-                let (k, v) = split(&self.buffer.typed()[range]);
-                (KvData::F16(k), KvData::F16(v))
-            }
-        };
+        let half = self.half();
+        let mut rest = &self.buffer[2 * layer * half.iter().sum::<usize>()..];
+        let [keys, values] = [(); 2].map(|()| {
+            let [numbers, scales] = half.map(|bytes| rest.split_off(..bytes).unwrap_or_default());
+            KvData::new(self.kind, numbers, scales)
+        });
         let (kv_heads, head_dim, stride) = (self.kv_heads, self.head_dim, self.capacity);
         KvLayer { keys, values, kv_heads, head_dim, stride, len }
     }
 
-    /// Numbers of one layer: its keys, then as many values.
-    fn layer_len(&self) -> usize {
-        2 * self.kv_heads * self.capacity * self.head_dim
+    /// Bytes of a layer's keys, or of its values: the numbers, then their scales.
+    fn half(&self) -> [usize; 2] {
+        self.kind.bytes_of(self.kv_heads * self.capacity * self.head_dim)
     }
 
     /// The number of tokens in a write, if it can be done.
@@ -242,29 +285,132 @@ impl KvCache {
     }
 }
 
-/// A layer's keys and its values.
-fn split<T>(layer: &[T]) -> (&[T], &[T]) {
-    layer.split_at(layer.len() / 2)
+/// Room for keys, or for values.
+#[derive(Debug)]
+struct Places<'a> {
+    numbers: &'a mut [u8],
+    scales: &'a mut [u8],
 }
 
-/// Stored numbers of either type.
+impl<'a> Places<'a> {
+    /// Takes the next rows, of so many bytes of numbers and of scales each.
+    fn take(&mut self, row: [usize; 2], rows: usize) -> Self {
+        Self {
+            numbers: self.numbers.split_off_mut(..row[0] * rows).unwrap_or_default(),
+            scales: self.scales.split_off_mut(..row[1] * rows).unwrap_or_default(),
+        }
+    }
+
+    /// Stores one row.
+    fn write(&mut self, kind: KvType, row: [usize; 2], index: usize, from: &[f32]) {
+        let numbers = &mut self.numbers[index * row[0]..][..row[0]];
+        match kind {
+            KvType::F32 => bytemuck::cast_slice_mut(numbers).copy_from_slice(from),
+            KvType::F16 => halves_mut(numbers).convert_from_f32_slice(from),
+            KvType::Q8_0 => {
+                let scales = halves_mut(&mut self.scales[index * row[1]..][..row[1]]);
+                let quants = numbers.as_chunks_mut().0.iter_mut();
+                for ((from, quants), scale) in from.as_chunks().0.iter().zip(quants).zip(scales) {
+                    *scale = quantize(from, quants);
+                }
+            }
+        }
+    }
+}
+
+/// The quants of a block, and its scale: GGML's Q8_0, and NaN for a block with a number that is not finite.
+fn quantize(numbers: &[f32; KV_BLOCK], quants: &mut [u8; KV_BLOCK]) -> f16 {
+    const SCALE: usize = size_of::<f16>();
+    let mut block = [0; SCALE + KV_BLOCK];
+    let finite = numbers.iter().all(|x| x.is_finite());
+    if !finite || blocks::quantize(DType::Q8_0, numbers, &mut block).is_err() {
+        return f16::NAN;
+    }
+    quants.copy_from_slice(&block[SCALE..]);
+    f16::from_le_bytes([block[0], block[1]])
+}
+
+fn halves_mut(bytes: &mut [u8]) -> &mut [f16] {
+    bytemuck::cast_slice_mut::<u8, u16>(bytes).reinterpret_cast_mut()
+}
+
+/// The places of some tokens' keys and values of one KV head.
+#[derive(Debug)]
+pub struct KvPart<'a> {
+    kind: KvType,
+    /// Bytes of a row of numbers, and of its scales.
+    row: [usize; 2],
+    head: usize,
+    tokens: Range<usize>,
+    keys: Places<'a>,
+    values: Places<'a>,
+}
+
+impl KvPart<'_> {
+    /// The KV head.
+    pub fn head(&self) -> usize {
+        self.head
+    }
+
+    /// The tokens, counted from the first that is written.
+    pub fn tokens(&self) -> Range<usize> {
+        self.tokens.clone()
+    }
+
+    /// Stores the key and the value of one of the tokens.
+    ///
+    /// # Panics
+    /// When it is none of these tokens, or key or value is not of `head_dim` numbers.
+    pub fn write(&mut self, token: usize, k: &[f32], v: &[f32]) {
+        assert!(self.tokens.contains(&token), "token {token} of {:?}", self.tokens);
+        let index = token - self.tokens.start;
+        for (places, from) in [(&mut self.keys, k), (&mut self.values, v)] {
+            assert_eq!(self.kind.bytes_of(from.len()), self.row, "bytes of a key or value");
+            places.write(self.kind, self.row, index, from);
+        }
+    }
+}
+
+/// Stored numbers of any type.
 #[derive(Clone, Copy, Debug)]
 pub enum KvData<'a> {
     /// Stored as f16.
     F16(&'a [f16]),
     /// Stored as f32.
     F32(&'a [f32]),
+    /// Stored in 8 bits.
+    Q8_0 {
+        /// What is multiplied with a scale.
+        quants: &'a [i8],
+        /// One for every [`KV_BLOCK`] quants.
+        scales: &'a [f16],
+    },
 }
 
 impl<'a> KvData<'a> {
-    /// A part of it.
+    fn new(kind: KvType, numbers: &'a [u8], scales: &'a [u8]) -> Self {
+        let halves = |bytes| bytemuck::cast_slice::<u8, u16>(bytes).reinterpret_cast();
+        match kind {
+            KvType::F32 => Self::F32(bytemuck::cast_slice(numbers)),
+            KvType::F16 => Self::F16(halves(numbers)),
+            KvType::Q8_0 => {
+                Self::Q8_0 { quants: bytemuck::cast_slice(numbers), scales: halves(scales) }
+            }
+        }
+    }
+
+    /// A part of it; in 8 bits, of whole blocks.
     ///
     /// # Panics
     /// When the range is out of bounds.
-    pub fn slice(self, range: std::ops::Range<usize>) -> KvData<'a> {
+    pub fn slice(self, range: Range<usize>) -> Self {
         match self {
-            Self::F16(data) => KvData::F16(&data[range]),
-            Self::F32(data) => KvData::F32(&data[range]),
+            Self::F16(data) => Self::F16(&data[range]),
+            Self::F32(data) => Self::F32(&data[range]),
+            Self::Q8_0 { quants, scales } => Self::Q8_0 {
+                scales: &scales[range.start / KV_BLOCK..range.end / KV_BLOCK],
+                quants: &quants[range],
+            },
         }
     }
 
@@ -273,6 +419,7 @@ impl<'a> KvData<'a> {
         match self {
             Self::F16(data) => data.len(),
             Self::F32(data) => data.len(),
+            Self::Q8_0 { quants, .. } => quants.len(),
         }
     }
 
@@ -319,7 +466,7 @@ impl<'a> KvLayer<'a> {
     ///
     /// # Panics
     /// When the head or the positions were not written.
-    pub fn keys(&self, head: usize, positions: std::ops::Range<usize>) -> KvData<'a> {
+    pub fn keys(&self, head: usize, positions: Range<usize>) -> KvData<'a> {
         self.keys.slice(self.span(head, positions))
     }
 
@@ -327,12 +474,12 @@ impl<'a> KvLayer<'a> {
     ///
     /// # Panics
     /// When the head or the positions were not written.
-    pub fn values(&self, head: usize, positions: std::ops::Range<usize>) -> KvData<'a> {
+    pub fn values(&self, head: usize, positions: Range<usize>) -> KvData<'a> {
         self.values.slice(self.span(head, positions))
     }
 
     /// Where the positions of a head lie within the layer's keys, and within its values.
-    fn span(&self, head: usize, positions: std::ops::Range<usize>) -> std::ops::Range<usize> {
+    fn span(&self, head: usize, positions: Range<usize>) -> Range<usize> {
         assert!(head < self.kv_heads, "KV head {head} of {}", self.kv_heads);
         assert!(positions.end <= self.len, "KV positions {positions:?} of {}", self.len);
         let row = head * self.stride;
@@ -352,19 +499,31 @@ mod tests {
         match data {
             KvData::F16(d) => d.iter().map(|x| x.to_f32()).collect(),
             KvData::F32(d) => d.to_vec(),
+            KvData::Q8_0 { quants, scales } => quants
+                .iter()
+                .enumerate()
+                .map(|(i, &q)| f32::from(q) * scales[i / KV_BLOCK].to_f32())
+                .collect(),
         }
     }
 
     #[test]
     fn holds_what_was_written_per_head() {
-        for kind in [KvType::F16, KvType::F32] {
-            let (layers, heads, dim) = (2, 3, 4);
+        for (kind, dim, bytes_per_head) in
+            [(KvType::F16, 4, 8), (KvType::F32, 4, 16), (KvType::Q8_0, 64, 68)]
+        {
+            let (layers, heads) = (2, 3);
             let mut cache = KvCache::new(layers, heads, dim, 5, kind).unwrap();
-            assert_eq!(cache.bytes(), 2 * kind.bytes() * layers * heads * dim * 5);
+            assert_eq!(cache.bytes_per_token(), 2 * layers * heads * bytes_per_head);
             assert_eq!(cache.bytes_per_token() * 5, cache.bytes());
             let token = heads * dim;
-            let data: Vec<_> =
-                (0..layers).map(|l| (numbers(5 * token, l), numbers(5 * token, l + 9))).collect();
+            // Whole numbers with a largest of 127 in every block are exact in every type.
+            let exact = |seed| {
+                let mut numbers = numbers(5 * token, seed);
+                numbers.iter_mut().step_by(KV_BLOCK.min(dim)).for_each(|x| *x = 127.0);
+                numbers
+            };
+            let data: Vec<_> = (0..layers).map(|l| (exact(l), exact(l + 9))).collect();
             for (pos, n) in [(0, 2), (2, 1), (3, 2)] {
                 for (layer, (k, v)) in data.iter().enumerate() {
                     let range = pos * token..(pos + n) * token;
@@ -395,6 +554,64 @@ mod tests {
         cache.write(0, 0, &k, &k).unwrap();
         let expected = [1.0, 1.0 + 2.0 * ulp, 65504.0, f32::INFINITY];
         assert_eq!(to_f32(cache.layer(0).keys(0, 0..1)), expected);
+    }
+
+    #[test]
+    fn eight_bits_keep_numbers_to_half_a_step() {
+        let mut cache = KvCache::new(1, 1, 96, 1, KvType::Q8_0).unwrap();
+        for scale in [1e-3, 1.0, 1e5] {
+            let x: Vec<f32> = numbers(96, 3).iter().map(|x| x * scale / 7.0).collect();
+            cache.write(0, 0, &x, &x).unwrap();
+            let layer = cache.layer(0);
+            for data in [layer.keys(0, 0..1), layer.values(0, 0..1)] {
+                for (x, stored) in x.chunks(KV_BLOCK).zip(to_f32(data).chunks(KV_BLOCK)) {
+                    let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+                    // Half a step, and the scale's rounding to 11 bits.
+                    let bound = largest * (0.5 / 127.0 + 2f32.powi(-11)) * 1.001;
+                    for (x, stored) in x.iter().zip(stored) {
+                        assert!((x - stored).abs() <= bound, "{x} became {stored}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn eight_bits_do_not_hide_what_is_not_finite() {
+        let mut cache = KvCache::new(1, 1, 64, 1, KvType::Q8_0).unwrap();
+        for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = numbers(64, 5);
+            x[40] = special;
+            cache.write(0, 0, &x, &x).unwrap();
+            let stored = to_f32(cache.layer(0).keys(0, 0..1));
+            assert!(stored[..32].iter().all(|x| x.is_finite()));
+            assert!(stored[32..].iter().all(|x| x.is_nan()));
+        }
+    }
+
+    #[test]
+    fn parts_cover_every_head_and_token_once() {
+        let (heads, dim, pos, tokens) = (3, 2, 1, 5);
+        let (k, v) = (numbers(tokens * heads * dim, 1), numbers(tokens * heads * dim, 2));
+        let mut whole = KvCache::new(2, heads, dim, 8, KvType::F32).unwrap();
+        whole.write(1, 0, &[0.0; 6], &[0.0; 6]).unwrap();
+        whole.write(1, pos, &k, &v).unwrap();
+        let mut cache = KvCache::new(2, heads, dim, 8, KvType::F32).unwrap();
+        cache.write(1, 0, &[0.0; 6], &[0.0; 6]).unwrap();
+        let parts = cache.parts(1, pos, &k, &v, 2).unwrap();
+        assert_eq!(parts.len(), 9);
+        for mut part in parts.into_iter().rev() {
+            for token in part.tokens() {
+                let row = (token * heads + part.head()) * dim;
+                part.write(token, &k[row..][..dim], &v[row..][..dim]);
+            }
+        }
+        for head in 0..heads {
+            let read = |cache: &KvCache| {
+                [cache.layer(1).keys(head, 0..6), cache.layer(1).values(head, 0..6)].map(to_f32)
+            };
+            assert_eq!(read(&cache), read(&whole));
+        }
     }
 
     #[test]
@@ -441,6 +658,10 @@ mod tests {
     #[test]
     fn refuses_impossible_shapes() {
         assert!(matches!(KvCache::new(0, 1, 1, 1, KvType::F16), Err(KvError::Shape { .. })));
+        let message = KvCache::new(1, 1, 48, 1, KvType::Q8_0).unwrap_err().to_string();
+        let expected = "KV cache in q8_0: head_dim: expected a multiple of 32, found 48: \
+                        this model needs an f16 or f32 cache";
+        assert_eq!(message, expected);
         let huge = KvCache::new(1 << 20, 1 << 20, 1 << 20, 1 << 20, KvType::F16);
         assert!(matches!(huge, Err(KvError::Shape { .. })));
         let refused = KvCache::new(1, 1, 1, 1 << 58, KvType::F32);

@@ -8,6 +8,6 @@ mod store;
 
 pub use aligned::{AlignedBuffer, AllocError, Element};
 pub use error::MemoryError;
-pub use kv::{KvCache, KvData, KvError, KvLayer, KvType};
+pub use kv::{KV_BLOCK, KvCache, KvData, KvError, KvLayer, KvPart, KvType};
 pub use packed::{PackedLayout, PackedMatrix, PackedType};
 pub use store::{Packing, StoredRows, StoredTensor, WeightStore};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tandem_cpu::measure::{Reading, int8_peak, read_bandwidth};
 use tandem_cpu::ops::{
-    self, Input, Largest, LayerNorm, Precision, Product, QuantizedActivations, Rope,
+    self, Input, Largest, LayerNorm, Precision, Product, QuantizedActivations, Queries, Rope,
 };
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
 use tandem_memory::{AlignedBuffer, KvCache, MemoryError};
@@ -322,20 +322,16 @@ impl Executor {
         ];
         ops::matmul_all(&self.cpu, &mut products);
         self.profile.products(Operation::AttentionQkvProj, &products);
-        for (position, (q, k)) in
-            q.chunks_exact_mut(config.q_dim()).zip(k.chunks_exact_mut(config.kv_dim())).enumerate()
-        {
-            self.rope.apply(q, start + position);
-            self.rope.apply(k, start + position);
-        }
-        kv.write(index, start, k, v)?;
+        let tokens = q.len() / config.q_dim();
+        ops::store_kv(&self.cpu, kv, index, start, (k, v), &self.rope)?;
         let window = config.sliding_window;
-        ops::attention(&self.cpu, q, kv.layer(index), start, config.n_heads, window, mixed);
+        let queries = Queries { q, heads: config.n_heads, start, rope: Some(&self.rope) };
+        ops::attention(&self.cpu, queries, kv.layer(index), window, mixed);
         let keys = kv.layer(index).len();
         self.profile.lap_with(
             Operation::AttentionCompute,
             keys.min(window.unwrap_or(keys)) * kv.bytes_per_token() / config.n_layers,
-            2 * 2 * config.q_dim() * visible_keys(start, q.len() / config.q_dim(), window),
+            2 * 2 * config.q_dim() * visible_keys(start, tokens, window),
         );
         let (wo, bias) = (layer.matrix(L::OWeight), Some(layer.vector(L::OBias)));
         let input = Input::new(&self.cpu, mixed, &[wo], Precision::Bits8, quantized);

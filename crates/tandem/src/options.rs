@@ -52,8 +52,13 @@ pub(crate) struct ComputeOptions {
 /// [`KvType`] as an option.
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum KvPrecision {
+    /// 16 bits
     F16,
+    /// 32 bits: nothing is rounded
     F32,
+    /// 8 bits: about half the memory of f16
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 impl From<KvPrecision> for KvType {
@@ -61,6 +66,7 @@ impl From<KvPrecision> for KvType {
         match precision {
             KvPrecision::F16 => Self::F16,
             KvPrecision::F32 => Self::F32,
+            KvPrecision::Q8_0 => Self::Q8_0,
         }
     }
 }

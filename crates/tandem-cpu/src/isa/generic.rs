@@ -3,8 +3,6 @@
 //! Sums run in [`LANES`] independent lanes: that is both more accurate than one running sum and what a compiler
 //! can turn into vector instructions without changing the result.
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use tandem_formats::{DType, blocks};
 
 use super::{Kernels, Rows};
@@ -19,10 +17,6 @@ pub(super) struct Generic;
 impl Kernels for Generic {
     fn decode(&self, dtype: DType, bytes: &[u8], out: &mut [f32]) {
         blocks::dequantize(dtype, bytes, out);
-    }
-
-    fn decode_f16(&self, halves: &[f16], out: &mut [f32]) {
-        halves.convert_to_f32_slice(out);
     }
 
     fn dot(&self, dtype: DType, row: &[u8], x: &[f32]) -> f32 {
@@ -40,27 +34,6 @@ impl Kernels for Generic {
                 *out += dot(a.row(i), b.row(j));
             }
         }
-    }
-
-    fn weighted_sums(&self, weights: Rows<'_>, values: Rows<'_>, out: &mut [f32]) {
-        assert_eq!(weights.len, values.count, "weights of a sum");
-        assert_eq!(out.len(), weights.count * values.len, "numbers of the result");
-        for (i, out) in out.chunks_exact_mut(values.len.max(1)).enumerate() {
-            for (j, weight) in weights.row(i).iter().enumerate() {
-                for (out, value) in out.iter_mut().zip(values.row(j)) {
-                    *out += weight * value;
-                }
-            }
-        }
-    }
-
-    fn exp_sum(&self, x: &mut [f32], max: f32) -> f32 {
-        let mut sum = 0.0;
-        for x in x {
-            *x = (*x - max).exp();
-            sum += *x;
-        }
-        sum
     }
 
     fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {

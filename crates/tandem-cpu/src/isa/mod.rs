@@ -1,20 +1,23 @@
 //! Instruction sets, and the inner loops that each of them implements.
 //!
 //! The operations in [`crate::ops`] check shapes, cut the work and share it out; what is left are a few loops
-//! over numbers: [`Kernels`] on floats, and [`PackedKernels`] on packed weights and 8-bit activations. An
-//! instruction set that has no faster way for one of them calls that of a lesser one. A new instruction set is a new
+//! over numbers: [`Kernels`] on floats, [`PackedKernels`] on packed weights and 8-bit activations, and
+//! [`AttentionKernels`] on keys and values. An instruction set that has no faster way for one of them calls that of a
+//! lesser one. A new instruction set is a new
 //! implementation and a new line in [`Isa`]; the conformance suite then runs against it.
 
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod generic;
+mod lanes;
 mod packed;
 
 use std::fmt;
 
-use half::f16;
 use tandem_formats::DType;
 
+pub(crate) use attention::{AttentionKernels, KEY_STEP, QUERIES, Running, SCORES_STEP};
 pub(crate) use packed::{PackedKernels, QuantizedBlock, TileSums, Tiles};
 
 /// Instruction sets that the operations are written for, the slowest first.
@@ -26,7 +29,7 @@ pub enum Isa {
     Avx2,
     /// That with AVX-VNNI, which products with packed weights use.
     AvxVnni,
-    /// That with AVX-512 and its VNNI, which products with packed weights use.
+    /// That with AVX-512 and its VNNI, which products with packed weights and attention use.
     Avx512,
 }
 
@@ -73,13 +76,16 @@ pub(crate) struct Loops {
     pub(crate) kernels: &'static dyn Kernels,
     /// Those on packed weights.
     pub(crate) packed: &'static dyn PackedKernels,
+    /// Those on keys and values.
+    pub(crate) attention: &'static dyn AttentionKernels,
 }
 
 /// What every machine has.
-pub(crate) const GENERIC: Loops = Loops { kernels: &generic::Generic, packed: &packed::Generic };
+pub(crate) const GENERIC: Loops =
+    Loops { kernels: &generic::Generic, packed: &packed::Generic, attention: &attention::Generic };
 
-/// The inner loops of x86-64 machines. Of AVX-512 and VNNI only products with packed weights make use; all else is
-/// bound by memory, or seldom.
+/// The inner loops of x86-64 machines. Of AVX-512 and VNNI only products with packed weights and attention make use; all
+/// else is bound by memory, or seldom.
 #[cfg(target_arch = "x86_64")]
 fn x86_64(isa: Isa) -> Option<Loops> {
     use std::sync::OnceLock;
@@ -88,13 +94,20 @@ fn x86_64(isa: Isa) -> Option<Loops> {
     static PACKED_AVX2: OnceLock<Option<packed::Avx2>> = OnceLock::new();
     static PACKED_AVXVNNI: OnceLock<Option<packed::AvxVnni>> = OnceLock::new();
     static PACKED_AVX512: OnceLock<Option<packed::Avx512>> = OnceLock::new();
+    static ATTENTION_AVX2: OnceLock<Option<attention::Avx2>> = OnceLock::new();
+    static ATTENTION_AVX512: OnceLock<Option<attention::Avx512>> = OnceLock::new();
     let packed: &'static dyn PackedKernels = match isa {
         Isa::Generic => &packed::Generic,
         Isa::Avx2 => PACKED_AVX2.get_or_init(packed::Avx2::new).as_ref()?,
         Isa::AvxVnni => PACKED_AVXVNNI.get_or_init(packed::AvxVnni::new).as_ref()?,
         Isa::Avx512 => PACKED_AVX512.get_or_init(packed::Avx512::new).as_ref()?,
     };
-    Some(Loops { kernels: AVX2.get_or_init(avx2::Avx2::new).as_ref()?, packed })
+    let attention: &'static dyn AttentionKernels = match isa {
+        Isa::Generic => &attention::Generic,
+        Isa::Avx2 | Isa::AvxVnni => ATTENTION_AVX2.get_or_init(attention::Avx2::new).as_ref()?,
+        Isa::Avx512 => ATTENTION_AVX512.get_or_init(attention::Avx512::new).as_ref()?,
+    };
+    Some(Loops { kernels: AVX2.get_or_init(avx2::Avx2::new).as_ref()?, packed, attention })
 }
 
 impl fmt::Display for Isa {
@@ -146,9 +159,6 @@ pub(crate) trait Kernels: Sync {
     /// Decodes `bytes`, whole blocks of `dtype`, into as many weights as `out` holds.
     fn decode(&self, dtype: DType, bytes: &[u8], out: &mut [f32]);
 
-    /// Converts f16 to f32.
-    fn decode_f16(&self, halves: &[f16], out: &mut [f32]);
-
     /// The dot product of one encoded row of weights and `x`.
     fn dot(&self, dtype: DType, row: &[u8], x: &[f32]) -> f32;
 
@@ -156,12 +166,6 @@ pub(crate) trait Kernels: Sync {
     ///
     /// The order of each sum depends on the rows' length alone, never on how many rows there are.
     fn dots(&self, a: Rows<'_>, b: Rows<'_>, out: &mut [f32]);
-
-    /// Adds to row `i` of `out` the rows of `values`, weighted by row `i` of `weights`.
-    fn weighted_sums(&self, weights: Rows<'_>, values: Rows<'_>, out: &mut [f32]);
-
-    /// Replaces each `x` by `exp(x - max)` and returns their sum.
-    fn exp_sum(&self, x: &mut [f32], max: f32) -> f32;
 
     /// `gate = gate / (1 + exp(-gate)) * up`.
     fn silu_mul(&self, gate: &mut [f32], up: &[f32]);

@@ -1,11 +1,10 @@
 //! Attention over the KV cache.
 
-use half::f16;
 use tandem_cpu::Cpu;
-use tandem_cpu::ops::attention;
-use tandem_memory::{KvCache, KvType};
+use tandem_cpu::ops::{Queries, Rope, attention, store_kv};
+use tandem_memory::{KV_BLOCK, KvCache, KvData, KvType};
 
-use super::{Random, U, assert_close, on_every_isa, roundings};
+use super::{Random, U, assert_close, on_every_isa};
 
 /// One call, and what the oracle needs to repeat it.
 struct Case {
@@ -23,10 +22,22 @@ struct Case {
 /// The data of a case.
 struct Data {
     q: Vec<f32>,
-    /// `[position][kv_head][dim]`, as stored.
-    k: Vec<f32>,
-    v: Vec<f32>,
+    /// `[kv_head][position][dim]`, as stored.
+    k: Vec<Vec<f64>>,
+    v: Vec<Vec<f64>>,
     cache: KvCache,
+}
+
+/// What the cache holds. How close that is to what was written is for the cache's own tests.
+fn stored(data: KvData<'_>) -> Vec<f64> {
+    match data {
+        KvData::F32(data) => data.iter().map(|x| f64::from(*x)).collect(),
+        KvData::F16(data) => data.iter().map(|x| x.to_f64()).collect(),
+        KvData::Q8_0 { quants, scales } => {
+            let scales = scales.iter().flat_map(|scale| [scale.to_f64(); KV_BLOCK]);
+            quants.iter().zip(scales).map(|(q, scale)| f64::from(*q) * scale).collect()
+        }
+    }
 }
 
 impl Case {
@@ -41,22 +52,23 @@ impl Case {
         let capacity = self.start + self.tokens + 3;
         let mut cache = KvCache::new(2, self.kv_heads, self.dim, capacity, self.kind).unwrap();
         cache.write(1, 0, &k, &v).unwrap();
-        let stored = |x: Vec<f32>| match self.kind {
-            KvType::F32 => x,
-            KvType::F16 => x.iter().map(|&x| f16::from_f32(x).to_f32()).collect(),
-        };
-        Data { q, k: stored(k), v: stored(v), cache }
+        let len = self.start + self.tokens;
+        let layer = cache.layer(1);
+        let k = (0..self.kv_heads).map(|head| stored(layer.keys(head, 0..len))).collect();
+        let v = (0..self.kv_heads).map(|head| stored(layer.values(head, 0..len))).collect();
+        Data { q, k, v, cache }
     }
 
     fn run(&self, cpu: &Cpu, data: &Data) -> Vec<f32> {
         let mut out = vec![f32::NAN; data.q.len()];
-        let kv = data.cache.layer(1);
-        attention(cpu, &data.q, kv, self.start, self.heads, self.window, &mut out);
+        let queries = Queries { q: &data.q, heads: self.heads, start: self.start, rope: None };
+        attention(cpu, queries, data.cache.layer(1), self.window, &mut out);
         out
     }
 
     /// Softmax of all scores at once, in f64, with the error that f32 may make: the scores' rounding, which
-    /// moves a weight by as much relative to itself, and that of the weighted sum. Values are at most 1.
+    /// moves a weight by as much relative to itself, and that of the weighted sum. Values are at most 1. Dot products may
+    /// be added up one term after the other.
     fn oracle(&self, data: &Data) -> Vec<(f64, f64)> {
         let mut out = Vec::new();
         for token in 0..self.tokens {
@@ -65,9 +77,8 @@ impl Case {
                 (0..=i).filter(|j| self.window.is_none_or(|window| j + window > i)).collect();
             for head in 0..self.heads {
                 let kv_head = head / (self.heads / self.kv_heads);
-                let row = |all: &[f32], position: usize| -> Vec<f64> {
-                    let at = (position * self.kv_heads + kv_head) * self.dim;
-                    all[at..at + self.dim].iter().map(|x| f64::from(*x)).collect()
+                let row = |all: &[Vec<f64>], position: usize| -> Vec<f64> {
+                    all[kv_head][position * self.dim..][..self.dim].to_vec()
                 };
                 let q = &data.q[(token * self.heads + head) * self.dim..][..self.dim];
                 let scale = 1.0 / (self.dim as f64).sqrt();
@@ -92,7 +103,7 @@ impl Case {
                         *mixed += weight / sum * v;
                     }
                 }
-                let scores_off = roundings(self.dim) * U * worst;
+                let scores_off = (self.dim + 4) as f64 * U * worst;
                 let tolerance = 2.0 * scores_off + (visible.len() + 64) as f64 * U;
                 out.extend(mixed.into_iter().map(|x| (x, tolerance)));
             }
@@ -105,18 +116,42 @@ impl Case {
 fn every_shape_window_and_storage() {
     // Heads, KV heads, numbers of a head.
     let shapes = [(8, 2, 32), (4, 4, 128), (3, 1, 96), (2, 1, 20), (5, 5, 6), (1, 1, 1)];
-    // First position and tokens: a prompt, its continuation, decode near and far.
-    let spans = [(0, 1), (0, 3), (0, 17), (5, 1), (60, 10), (63, 1), (64, 64), (700, 1), (1500, 3)];
+    // First position and tokens: a prompt, its continuation, decode near and far; more tokens than one block, and keys
+    // around the ends of spans.
+    let spans = [
+        (0, 1),
+        (0, 3),
+        (0, 17),
+        (0, 50),
+        (5, 1),
+        (60, 10),
+        (63, 1),
+        (64, 64),
+        (254, 1),
+        (255, 1),
+        (256, 1),
+        (510, 1),
+        (511, 1),
+        (512, 1),
+        (1023, 1),
+        (255, 2),
+        (500, 24),
+        (500, 25),
+        (1500, 3),
+    ];
     on_every_isa(|cpu| {
         let mut random = Random(11);
         for (index, &(heads, kv_heads, dim)) in shapes.iter().enumerate() {
             for &(start, tokens) in &spans {
-                for window in [None, Some(1), Some(7), Some(70), Some(600), Some(2047)] {
+                for window in [None, Some(1), Some(7), Some(70), Some(512), Some(2047)] {
                     // Long contexts at every shape would be slow, and are the same code.
                     if start > 100 && index > 1 {
                         continue;
                     }
-                    for kind in [KvType::F16, KvType::F32] {
+                    for kind in [KvType::F16, KvType::F32, KvType::Q8_0] {
+                        if kind == KvType::Q8_0 && dim % KV_BLOCK != 0 {
+                            continue;
+                        }
                         let case =
                             Case { heads, kv_heads, dim, start, tokens, window, kind, scale: 2.0 };
                         let data = case.data(&mut random);
@@ -138,12 +173,23 @@ fn extreme_scores() {
     on_every_isa(|cpu| {
         let mut random = Random(12);
         for (start, tokens) in [(0, 9), (1100, 1)] {
-            for scale in [0.0, 1e-20, 30.0, 200.0] {
-                let (kind, window) = (KvType::F32, None);
+            for (scale, kind) in [
+                (0.0, KvType::F32),
+                (1e-40, KvType::F32),
+                (1e-20, KvType::F32),
+                (30.0, KvType::F32),
+                (200.0, KvType::F32),
+                // Denormal in f16, or all but too large for it.
+                (1e-6, KvType::F16),
+                (3e4, KvType::F16),
+                (1e-4, KvType::Q8_0),
+                (200.0, KvType::Q8_0),
+            ] {
+                let window = None;
                 let case =
                     Case { heads: 4, kv_heads: 2, dim: 32, start, tokens, window, kind, scale };
                 let data = case.data(&mut random);
-                let what = format!("{} scale {scale}, {tokens} from {start}", cpu.isa());
+                let what = format!("{} {kind:?} scale {scale}, {tokens} from {start}", cpu.isa());
                 assert_close(&what, &case.run(cpu, &data), &case.oracle(&data));
             }
         }
@@ -152,8 +198,14 @@ fn extreme_scores() {
 
 #[test]
 fn results_do_not_depend_on_threads() {
-    for (start, tokens) in [(0, 40), (1300, 1), (1300, 8)] {
-        let (kind, window) = (KvType::F16, Some(1200));
+    for (start, tokens, kind) in [
+        (0, 40, KvType::F16),
+        (1300, 1, KvType::F16),
+        (1300, 8, KvType::F16),
+        (1300, 1, KvType::Q8_0),
+        (1300, 8, KvType::Q8_0),
+    ] {
+        let window = Some(1200);
         let case = Case { heads: 8, kv_heads: 2, dim: 32, start, tokens, window, kind, scale: 2.0 };
         let data = case.data(&mut Random(13));
         let results = std::cell::RefCell::new(Vec::new());
@@ -168,24 +220,95 @@ fn results_do_not_depend_on_threads() {
 #[test]
 fn unseen_keys_do_not_matter() {
     on_every_isa(|cpu| {
-        let (dim, len, window) = (8, 200, 50);
-        let mut random = Random(14);
-        let (mut k, mut v, q) =
-            (random.numbers(len * dim), random.numbers(len * dim), random.numbers(dim));
-        let run = |k: &[f32], v: &[f32]| {
-            let mut cache = KvCache::new(1, 1, dim, len, KvType::F32).unwrap();
-            cache.write(0, 0, k, v).unwrap();
-            let mut out = vec![0.0; dim];
-            attention(cpu, &q, cache.layer(0), 150, 1, Some(window), &mut out);
-            out
-        };
-        let clean = run(&k, &v);
-        for position in (0..=150 - window).chain(151..len) {
-            k[position * dim..][..dim].fill(f32::NAN);
-            v[position * dim..][..dim].fill(f32::NAN);
+        // Keys are read from where they are stored, or unpacked first.
+        for dim in [32, 8] {
+            unseen_keys_do_not_matter_at(cpu, dim);
         }
-        assert_eq!(run(&k, &v), clean);
-        k[(151 - window) * dim] = f32::NAN;
-        assert!(run(&k, &v).iter().all(|x| x.is_nan()));
+    });
+}
+
+fn unseen_keys_do_not_matter_at(cpu: &Cpu, dim: usize) {
+    let (len, window) = (200, 50);
+    let mut random = Random(14);
+    let (mut k, mut v, q) =
+        (random.numbers(len * dim), random.numbers(len * dim), random.numbers(dim));
+    let run = |k: &[f32], v: &[f32]| {
+        let mut cache = KvCache::new(1, 1, dim, len, KvType::F32).unwrap();
+        cache.write(0, 0, k, v).unwrap();
+        let mut out = vec![0.0; dim];
+        let queries = Queries { q: &q, heads: 1, start: 150, rope: None };
+        attention(cpu, queries, cache.layer(0), Some(window), &mut out);
+        out
+    };
+    let clean = run(&k, &v);
+    for position in (0..=150 - window).chain(151..len) {
+        k[position * dim..][..dim].fill(f32::NAN);
+        v[position * dim..][..dim].fill(f32::NAN);
+    }
+    assert_eq!(run(&k, &v), clean);
+    k[(151 - window) * dim] = f32::NAN;
+    assert!(run(&k, &v).iter().all(|x| x.is_nan()));
+}
+
+/// A number that is not finite must come out as one, wherever it is: nothing may take the most of two numbers and drop it.
+#[test]
+fn what_is_not_finite_is_not_hidden() {
+    on_every_isa(|cpu| {
+        for (tokens, kind) in [
+            (1, KvType::F32),
+            (1, KvType::F16),
+            (1, KvType::Q8_0),
+            (30, KvType::F32),
+            (30, KvType::Q8_0),
+        ] {
+            let (dim, len) = (32, 300);
+            let mut random = Random(15);
+            let (mut k, v) = (random.numbers(len * dim), random.numbers(len * dim));
+            let q = random.numbers(tokens * dim);
+            k[7 * dim + 3] = f32::NAN;
+            let mut cache = KvCache::new(1, 1, dim, len, kind).unwrap();
+            cache.write(0, 0, &k, &v).unwrap();
+            let mut out = vec![0.0; q.len()];
+            let queries = Queries { q: &q, heads: 1, start: len - tokens, rope: None };
+            attention(cpu, queries, cache.layer(0), None, &mut out);
+            assert!(out.iter().all(|x| x.is_nan()), "{} {kind:?} {tokens} tokens", cpu.isa());
+        }
+    });
+}
+
+/// Queries and keys that attention rotates itself are as if they had been rotated before.
+#[test]
+fn rotation_on_the_way_is_the_same() {
+    let (heads, kv_heads, dim) = (4, 2, 32);
+    let mut rope = Rope::new(dim, 10_000.0);
+    rope.extend_table(64);
+    on_every_isa(|cpu| {
+        for (start, tokens) in [(5, 1), (5, 50), (300, 1)] {
+            let mut random = Random(16);
+            let before = random.numbers(start * kv_heads * dim);
+            let [mut q, mut k, v] =
+                [heads, kv_heads, kv_heads].map(|heads| random.numbers(tokens * heads * dim));
+            let cache_of = || {
+                let mut cache = KvCache::new(1, kv_heads, dim, 400, KvType::F16).unwrap();
+                cache.write(0, 0, &before, &before).unwrap();
+                cache
+            };
+            let run = |cache: &KvCache, q: &[f32], rope| {
+                let mut out = vec![0.0; q.len()];
+                let queries = Queries { q, heads, start, rope };
+                attention(cpu, queries, cache.layer(0), None, &mut out);
+                out
+            };
+            let mut cache = cache_of();
+            store_kv(cpu, &mut cache, 0, start, (&k, &v), &rope).unwrap();
+            let got = run(&cache, &q, Some(&rope));
+            for token in 0..tokens {
+                rope.apply(&mut q[token * heads * dim..][..heads * dim], start + token);
+                rope.apply(&mut k[token * kv_heads * dim..][..kv_heads * dim], start + token);
+            }
+            let mut cache = cache_of();
+            cache.write(0, start, &k, &v).unwrap();
+            assert!(got == run(&cache, &q, None), "{} {tokens} from {start}", cpu.isa());
+        }
     });
 }

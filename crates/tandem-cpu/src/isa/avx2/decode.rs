@@ -5,7 +5,6 @@
 
 use std::arch::x86_64::*;
 
-use half::f16;
 use tandem_formats::DType;
 
 /// Eight bf16 as f32: they are the upper halves.
@@ -145,19 +144,5 @@ fn blocks<const BYTES: usize>(bytes: &[u8], out: &mut [f32], load: impl Fn(&[u8;
             // SAFETY: `out` is 8 numbers.
             unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_mul_ps(*quants, block.scale)) };
         }
-    }
-}
-
-/// Converts f16 to f32. Both slices must be of the same length.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn decode_f16(halves: &[f16], out: &mut [f32]) {
-    let (chunks, rest) = halves.as_chunks::<8>();
-    let (outs, out_rest) = out.as_chunks_mut::<8>();
-    for (chunk, out) in chunks.iter().zip(outs) {
-        // SAFETY: 8 f16 are 16 bytes, and `out` is 8 numbers.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), f16x8(chunk.as_ptr().cast())) };
-    }
-    for (half, out) in rest.iter().zip(out_rest) {
-        *out = half.to_f32();
     }
 }

@@ -3,7 +3,17 @@
 use std::arch::x86_64::*;
 
 use super::super::generic;
-use super::tile::sum_lanes;
+
+/// What the exponential function is made of, on AVX2 and beyond.
+pub(in crate::isa) mod exp_constants {
+    /// Below this the result is 0.
+    pub(in crate::isa) const LOWEST: f32 = -104.0;
+    /// ln 2 in two parts: the first has zeros at its end, so that `n` times it is exact.
+    pub(in crate::isa) const LN2_HIGH: f32 = 0.693_359_4;
+    pub(in crate::isa) const LN2_LOW: f32 = -2.121_944_4e-4;
+    pub(in crate::isa) const COEFFICIENTS: [f32; 8] =
+        [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+}
 
 /// `exp` of 8 numbers, to within 2 units in the last place.
 ///
@@ -11,14 +21,11 @@ use super::tile::sum_lanes;
 /// below 2^-27 there. `2^n` is multiplied in as two factors, so that results may be denormal or infinite.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn exp(x: __m256) -> __m256 {
-    // ln 2 in two parts: the first has zeros at its end, so that `n` times it is exact.
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    const COEFFICIENTS: [f32; 8] =
-        [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+pub(in crate::isa) fn exp(x: __m256) -> __m256 {
+    use exp_constants::*;
+
     // Beyond these the result is 0 or infinite. NaN passes: the second operand wins where one is NaN.
-    let x = _mm256_max_ps(_mm256_set1_ps(-104.0), x);
+    let x = _mm256_max_ps(_mm256_set1_ps(LOWEST), x);
     let x = _mm256_min_ps(_mm256_set1_ps(89.0), x);
     let n = _mm256_mul_ps(x, _mm256_set1_ps(std::f32::consts::LOG2_E));
     let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(n);
@@ -36,30 +43,6 @@ fn exp(x: __m256) -> __m256 {
     };
     let p = _mm256_mul_ps(p, power(half));
     _mm256_mul_ps(p, power(_mm256_sub_epi32(n, half)))
-}
-
-/// Replaces each `x` by `exp(x - max)` and returns their sum.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn exp_sum(x: &mut [f32], max: f32) -> f32 {
-    let max8 = _mm256_set1_ps(max);
-    let mut sum = _mm256_setzero_ps();
-    let (blocks, rest) = x.as_chunks_mut::<8>();
-    for block in blocks {
-        // SAFETY: a block is 8 numbers.
-        let e = exp(_mm256_sub_ps(unsafe { _mm256_loadu_ps(block.as_ptr()) }, max8));
-        // SAFETY: as above.
-        unsafe { _mm256_storeu_ps(block.as_mut_ptr(), e) };
-        sum = _mm256_add_ps(sum, e);
-    }
-    // The rest goes through the same `exp`: a key's weight must not depend on where in a block it stands.
-    let mut padded = [f32::NEG_INFINITY; 8];
-    padded[..rest.len()].copy_from_slice(rest);
-    // SAFETY: `padded` is 8 numbers.
-    let e = exp(_mm256_sub_ps(unsafe { _mm256_loadu_ps(padded.as_ptr()) }, max8));
-    // SAFETY: as above.
-    unsafe { _mm256_storeu_ps(padded.as_mut_ptr(), e) };
-    rest.copy_from_slice(&padded[..rest.len()]);
-    rest.iter().fold(sum_lanes(sum), |sum, e| sum + e)
 }
 
 /// `gate = gate / (1 + exp(-gate)) * up`.
@@ -93,6 +76,14 @@ mod tests {
         (f64::from(got) - exact).abs() / ulp
     }
 
+    /// `exp` of 8 numbers at a time, on a machine that has the instructions.
+    fn exp_of(x: [f32; 8]) -> [f32; 8] {
+        let mut out = [0.0; 8];
+        // SAFETY: both arrays are 8 numbers, and the tests look for the instructions before they come here.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), exp(_mm256_loadu_ps(x.as_ptr()))) };
+        out
+    }
+
     #[test]
     fn exp_is_within_two_ulps_everywhere() {
         if super::super::Avx2::new().is_none() {
@@ -100,10 +91,7 @@ mod tests {
         }
         let mut worst = 0f64;
         let mut check = |x: f32| {
-            let mut block = [x; 8];
-            // SAFETY: the machine was just found to have the instructions.
-            unsafe { exp_sum(&mut block, 0.0) };
-            worst = worst.max(ulps(block[0], f64::from(x).exp()));
+            worst = worst.max(ulps(exp_of([x; 8])[0], f64::from(x).exp()));
         };
         // Every exponent and sign with many mantissas, and a fine grid over the range of finite results.
         (0..=u32::MAX)
@@ -120,9 +108,7 @@ mod tests {
         if super::super::Avx2::new().is_none() {
             return;
         }
-        let mut x = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 1e30, -1e30, 88.72];
-        // SAFETY: the machine was just found to have the instructions.
-        unsafe { exp_sum(&mut x, 0.0) };
+        let x = exp_of([f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 1e30, -1e30, 88.72]);
         assert!(x[0].is_nan());
         assert_eq!(x[1..7], [f32::INFINITY, 0.0, 1.0, 1.0, f32::INFINITY, 0.0]);
         assert!(x[7].is_finite());

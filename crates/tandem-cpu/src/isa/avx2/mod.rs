@@ -10,8 +10,9 @@ mod dot;
 mod math;
 mod tile;
 
-use half::f16;
 use tandem_formats::DType;
+
+pub(super) use math::{exp, exp_constants};
 
 use super::generic::{self, Generic};
 use super::{Kernels, Rows};
@@ -41,12 +42,6 @@ impl Kernels for Avx2 {
         }
     }
 
-    fn decode_f16(&self, halves: &[f16], out: &mut [f32]) {
-        assert_eq!(halves.len(), out.len(), "numbers to convert");
-        // SAFETY: `self` exists, so the machine has the instructions.
-        unsafe { decode::decode_f16(halves, out) }
-    }
-
     fn dot(&self, dtype: DType, row: &[u8], x: &[f32]) -> f32 {
         // SAFETY: `self` exists, so the machine has the instructions.
         match unsafe { dot::dot(dtype, row, x) } {
@@ -58,16 +53,6 @@ impl Kernels for Avx2 {
     fn dots(&self, a: Rows<'_>, b: Rows<'_>, out: &mut [f32]) {
         // SAFETY: `self` exists, so the machine has the instructions.
         unsafe { tile::dots(a, b, out) }
-    }
-
-    fn weighted_sums(&self, weights: Rows<'_>, values: Rows<'_>, out: &mut [f32]) {
-        // SAFETY: `self` exists, so the machine has the instructions.
-        unsafe { tile::weighted_sums(weights, values, out) }
-    }
-
-    fn exp_sum(&self, x: &mut [f32], max: f32) -> f32 {
-        // SAFETY: `self` exists, so the machine has the instructions.
-        unsafe { math::exp_sum(x, max) }
     }
 
     fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {

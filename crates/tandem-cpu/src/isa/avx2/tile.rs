@@ -1,4 +1,4 @@
-//! Products of two blocks of f32 rows: the arithmetic of prefill, and of attention.
+//! Products of two blocks of f32 rows: the arithmetic of prefill with weights as they are in files.
 //!
 //! [`dots`] keeps 4 x 3 sums in registers, each 8 lanes wide: 12 of the 16 registers. For 12 multiply-adds it
 //! loads 7 vectors, so the arithmetic units are the limit, not the loads. Both operands are read along their
@@ -77,86 +77,6 @@ fn dots_block<const A: usize, const B: usize>(
             let rest = a[m][whole..].iter().zip(&b[n][whole..]);
             out[(j + n) * width + i + m] +=
                 rest.fold(sum_lanes(sums[m][n]), |sum, (a, b)| a.mul_add(*b, sum));
-        }
-    }
-}
-
-/// Adds to row `i` of `out` the rows of `values`, weighted by row `i` of `weights`.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn weighted_sums(weights: Rows<'_>, values: Rows<'_>, out: &mut [f32]) {
-    assert_eq!(weights.len, values.count, "weights of a sum");
-    assert_eq!(out.len(), weights.count * values.len, "numbers of the result");
-    for i in (0..weights.count).step_by(4) {
-        match weights.count - i {
-            1 => weighted_rows::<1>(weights, i, values, out),
-            2 => weighted_rows::<2>(weights, i, values, out),
-            3 => weighted_rows::<3>(weights, i, values, out),
-            _ => weighted_rows::<4>(weights, i, values, out),
-        }
-    }
-}
-
-/// `weighted_sums` of `A` rows of weights from `i` on.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn weighted_rows<const A: usize>(weights: Rows<'_>, i: usize, values: Rows<'_>, out: &mut [f32]) {
-    let width = values.len;
-    let mut column = 0;
-    while column + 16 <= width {
-        weighted_columns::<A, 2>(weights, i, values, column, out);
-        column += 16;
-    }
-    if column + 8 <= width {
-        weighted_columns::<A, 1>(weights, i, values, column, out);
-        column += 8;
-    }
-    for row in i..i + A {
-        for column in column..width {
-            let out = &mut out[row * width + column];
-            *out = (weights.row(row).iter().enumerate())
-                .fold(*out, |sum, (k, weight)| weight.mul_add(values.row(k)[column], sum));
-        }
-    }
-}
-
-/// `weighted_sums` of `A` rows of weights from `i` on, for `8 * V` columns from `column` on.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn weighted_columns<const A: usize, const V: usize>(
-    weights: Rows<'_>,
-    i: usize,
-    values: Rows<'_>,
-    column: usize,
-    out: &mut [f32],
-) {
-    let width = values.len;
-    let weights: [&[f32]; A] = std::array::from_fn(|m| weights.row(i + m));
-    let mut sums: [[__m256; V]; A] = std::array::from_fn(|m| {
-        let out = &out[(i + m) * width + column..][..8 * V];
-        // SAFETY: `out` was just checked to be `8 * V` numbers.
-        std::array::from_fn(|n| unsafe { _mm256_loadu_ps(out.as_ptr().add(8 * n)) })
-    });
-    #[expect(
-        clippy::needless_range_loop,
-        reason = "`k` is a column of weights and a row of values"
-    )]
-    for k in 0..values.count {
-        let row = &values.row(k)[column..][..8 * V];
-        // SAFETY: `row` was just checked to be `8 * V` numbers.
-        let v: [__m256; V] =
-            std::array::from_fn(|n| unsafe { _mm256_loadu_ps(row.as_ptr().add(8 * n)) });
-        for m in 0..A {
-            let weight = _mm256_set1_ps(weights[m][k]);
-            for n in 0..V {
-                sums[m][n] = _mm256_fmadd_ps(weight, v[n], sums[m][n]);
-            }
-        }
-    }
-    for (m, sums) in sums.iter().enumerate() {
-        let out = &mut out[(i + m) * width + column..][..8 * V];
-        for (n, sum) in sums.iter().enumerate() {
-            // SAFETY: `out` was just checked to be `8 * V` numbers.
-            unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(8 * n), *sum) };
         }
     }
 }

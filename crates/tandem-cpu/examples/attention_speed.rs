@@ -1,0 +1,152 @@
+//! How fast attention is on this machine, beside what its memory and its arithmetic allow.
+//!
+//! `cargo run --release -p tandem-cpu --example attention_speed [-- THREADS..]` prints Markdown. The shape is
+//! Phi-tiny-MoE's. Decode: one token, keys and values that come from memory and not from a cache, in GB/s, beside a loop
+//! that only reads as many bytes. Prefill: a prompt in batches as the engine takes it, in Gop/s (a multiply-add is two
+//! operations; of keys only those count that a query sees), beside multiply-adds that never leave registers. Rounds
+//! alternate between everything that is compared, so that a busy machine troubles all alike; shown are the median and the
+//! best round.
+#![allow(clippy::print_stdout)]
+
+use std::time::Instant;
+
+use tandem_cpu::measure::{float_peak, read_bandwidth};
+use tandem_cpu::ops::{Queries, Rope, attention, store_kv};
+use tandem_cpu::{Cpu, Isa, ThreadTeam};
+use tandem_memory::{AlignedBuffer, KvCache, KvType};
+use tandem_testkit::Rng;
+
+const HEADS: usize = 16;
+const KV_HEADS: usize = 4;
+const DIM: usize = 128;
+/// As many as it takes for keys and values of any type to be more than the caches hold.
+const LAYERS: usize = 32;
+const CONTEXTS: [usize; 3] = [512, 2048, 4096];
+const PROMPTS: [usize; 2] = [512, 2048];
+/// Tokens that go through the model together.
+const BATCH: usize = 256;
+const KINDS: [KvType; 3] = [KvType::F16, KvType::Q8_0, KvType::F32];
+const ROUNDS: usize = 9;
+
+fn main() {
+    let threads: Vec<usize> = std::env::args().skip(1).filter_map(|arg| arg.parse().ok()).collect();
+    let threads = if threads.is_empty() { vec![1, 2] } else { threads };
+    let isas: Vec<Isa> = Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect();
+    let mut rope = Rope::new(DIM, 10_000.0);
+    rope.extend_table(CONTEXTS[CONTEXTS.len() - 1]);
+    for &threads in &threads {
+        let cpus: Vec<Cpu> = (isas.iter())
+            .map(|&isa| {
+                let team = ThreadTeam::new(threads).expect("threads");
+                Cpu::with_isa(team, isa).expect("an instruction set of this machine")
+            })
+            .collect();
+        decode(&cpus, &rope);
+        prefill(&cpus, &rope);
+    }
+}
+
+fn decode(cpus: &[Cpu], rope: &Rope) {
+    println!("\n## Decode, {} threads: GB/s, median (best)\n", cpus[0].team().threads());
+    header("keys and values", "read only", cpus);
+    for kind in KINDS {
+        for context in CONTEXTS {
+            let cache = filled(&cpus[0], rope, kind, context);
+            let mut memory = AlignedBuffer::zeroed(cache.bytes()).expect("memory");
+            memory.fill(1);
+            let q = numbers(HEADS * DIM);
+            let mut out = vec![0.0; q.len()];
+            let mut seconds = vec![Vec::new(); cpus.len() + 1];
+            for _ in 0..ROUNDS {
+                seconds[0].push(cache.bytes() as f64 / read_bandwidth(&cpus[0], memory.typed()));
+                for (cpu, seconds) in cpus.iter().zip(&mut seconds[1..]) {
+                    seconds.push(time(|| {
+                        for layer in 0..LAYERS {
+                            let start = context - 1;
+                            let queries = Queries { q: &q, heads: HEADS, start, rope: Some(rope) };
+                            attention(cpu, queries, cache.layer(layer), None, &mut out);
+                        }
+                    }));
+                }
+            }
+            row(&format!("{kind:?}, {context}"), cache.bytes() as f64, &seconds);
+        }
+    }
+}
+
+fn prefill(cpus: &[Cpu], rope: &Rope) {
+    println!("\n## Prefill, {} threads: Gop/s, median (best)\n", cpus[0].team().threads());
+    header("keys and values", "", cpus);
+    let mut seconds = vec![Vec::new(); cpus.len() + 1];
+    for _ in 0..ROUNDS {
+        for (cpu, seconds) in cpus.iter().zip(&mut seconds[1..]) {
+            seconds.push(1e9 / float_peak(cpu));
+        }
+    }
+    row("multiply-adds only", 1e9, &seconds);
+    for kind in KINDS {
+        for tokens in PROMPTS {
+            let cache = filled(&cpus[0], rope, kind, tokens);
+            let q = numbers(tokens * HEADS * DIM);
+            let mut out = vec![0.0; q.len()];
+            let mut seconds = vec![Vec::new(); cpus.len() + 1];
+            for _ in 0..ROUNDS {
+                for (cpu, seconds) in cpus.iter().zip(&mut seconds[1..]) {
+                    seconds.push(time(|| {
+                        let batches = q.chunks(BATCH * HEADS * DIM);
+                        let outs = out.chunks_mut(BATCH * HEADS * DIM);
+                        for (n, (q, out)) in batches.zip(outs).enumerate() {
+                            let queries =
+                                Queries { q, heads: HEADS, start: n * BATCH, rope: Some(rope) };
+                            attention(cpu, queries, cache.layer(0), None, out);
+                        }
+                    }));
+                }
+            }
+            let operations = 2 * 2 * DIM * HEADS * tokens * (tokens + 1) / 2;
+            row(&format!("{kind:?}, {tokens}"), operations as f64, &seconds);
+        }
+    }
+}
+
+/// A full cache.
+fn filled(cpu: &Cpu, rope: &Rope, kind: KvType, context: usize) -> KvCache {
+    let mut cache = KvCache::new(LAYERS, KV_HEADS, DIM, context, kind).expect("memory");
+    let (k, v) = (numbers(context * KV_HEADS * DIM), numbers(context * KV_HEADS * DIM));
+    for layer in 0..LAYERS {
+        store_kv(cpu, &mut cache, layer, 0, (&k, &v), rope).expect("room");
+    }
+    cache
+}
+
+fn numbers(count: usize) -> Vec<f32> {
+    let mut rng = Rng::new(2);
+    (0..count).map(|_| rng.normal()).collect()
+}
+
+fn time(f: impl FnOnce()) -> f64 {
+    let begin = Instant::now();
+    f();
+    begin.elapsed().as_secs_f64()
+}
+
+fn header(what: &str, first: &str, cpus: &[Cpu]) {
+    let names: Vec<String> = cpus.iter().map(|cpu| cpu.isa().to_string()).collect();
+    println!("| {what} | {first} | {} |", names.join(" | "));
+    println!("|---|{}", "---|".repeat(cpus.len() + 1));
+}
+
+/// A line of `amount` per second, in units of 10^9.
+fn row(what: &str, amount: f64, seconds: &[Vec<f64>]) {
+    let cells: Vec<String> = (seconds.iter())
+        .map(|seconds| {
+            let mut rates: Vec<f64> = seconds.iter().map(|s| amount / s / 1e9).collect();
+            rates.sort_by(f64::total_cmp);
+            match rates.last() {
+                Some(best) => format!("{:.1} ({best:.1})", rates[rates.len() / 2]),
+                None => String::new(),
+            }
+        })
+        .collect();
+    println!("| {what} | {} |", cells.join(" | "));
+}

@@ -4,7 +4,7 @@
 //! are in the cache already. Ids are random but the same in every run; what they are makes no difference to a dense
 //! weight, and spreads tokens over all experts. One untimed run warms up.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -49,6 +49,52 @@ impl Test {
     }
 }
 
+/// A test that is ready to be timed: what comes before is in the cache, and one untimed run has warmed up.
+pub struct Prepared {
+    test: Test,
+    ids: Vec<u32>,
+}
+
+impl Prepared {
+    /// Fills `kv` with what comes before, and warms up.
+    ///
+    /// # Errors
+    /// Where the tokens do not fit `kv`.
+    pub fn new(executor: &mut Executor, kv: &mut KvCache, test: Test) -> Result<Self> {
+        let tokens = test.depth + test.tokens();
+        if tokens > kv.capacity() {
+            return Err(RuntimeError::PromptTooLong { tokens, context: kv.capacity() });
+        }
+        let vocab = u32::try_from(executor.model().config().vocab_size).unwrap_or(u32::MAX);
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let mut ids: Vec<u32> = (0..tokens).map(|_| rng.random_range(0..vocab)).collect();
+        kv.clear();
+        prompt(executor, kv, &ids[..test.depth])?;
+        ids.drain(..test.depth);
+        let prepared = Self { test, ids };
+        prepared.time(executor, kv)?;
+        Ok(prepared)
+    }
+
+    /// Runs the test once with what it was prepared with; answers how long that took.
+    ///
+    /// # Errors
+    /// As [`Executor::forward`].
+    pub fn time(&self, executor: &mut Executor, kv: &mut KvCache) -> Result<Duration> {
+        kv.truncate(self.test.depth);
+        let started = Instant::now();
+        match self.test.work {
+            Work::Prompt(_) => prompt(executor, kv, &self.ids)?,
+            Work::Generate(_) => {
+                for id in &self.ids {
+                    executor.forward(&[*id], kv, LogitsFor::Last, None)?;
+                }
+            }
+        }
+        Ok(started.elapsed())
+    }
+}
+
 /// Runs one test `repetitions` times; answers tokens per second of each.
 ///
 /// # Errors
@@ -59,34 +105,10 @@ pub fn run(
     test: Test,
     repetitions: usize,
 ) -> Result<Vec<f64>> {
-    let tokens = test.depth + test.tokens();
-    if tokens > kv.capacity() {
-        return Err(RuntimeError::PromptTooLong { tokens, context: kv.capacity() });
-    }
-    let vocab = u32::try_from(executor.model().config().vocab_size).unwrap_or(u32::MAX);
-    let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let ids: Vec<u32> = (0..tokens).map(|_| rng.random_range(0..vocab)).collect();
-    let (before, timed) = ids.split_at(test.depth);
-    kv.clear();
-    prompt(executor, kv, before)?;
-    let mut rates = Vec::with_capacity(repetitions);
-    for repetition in 0..=repetitions {
-        kv.truncate(test.depth);
-        let started = Instant::now();
-        match test.work {
-            Work::Prompt(_) => prompt(executor, kv, timed)?,
-            Work::Generate(_) => {
-                for id in timed {
-                    executor.forward(&[*id], kv, LogitsFor::Last, None)?;
-                }
-            }
-        }
-        let rate = timed.len() as f64 / started.elapsed().as_secs_f64();
-        if repetition > 0 {
-            rates.push(rate);
-        }
-    }
-    Ok(rates)
+    let prepared = Prepared::new(executor, kv, test)?;
+    (0..repetitions)
+        .map(|_| Ok(test.tokens() as f64 / prepared.time(executor, kv)?.as_secs_f64()))
+        .collect()
 }
 
 /// All batches of a prompt, with logits of the last token.

@@ -1,5 +1,7 @@
 //! `tandem bench`: llama-bench's table, with what the memory allows next to it.
 
+mod stdin;
+
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -64,6 +66,10 @@ pub(crate) struct BenchArgs {
     #[arg(short, long, value_enum, value_name = "FORM", env = "TANDEM_BENCH_OUTPUT", default_value_t = Form::Md)]
     output: Form,
 
+    /// Take tests from stdin instead, one at a time: how `cargo xtask peers` measures in turns with other programs
+    #[arg(long, hide = true)]
+    stdin: bool,
+
     #[command(flatten)]
     compute: ComputeOptions,
 }
@@ -95,6 +101,9 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let checkpoint = engine::open(args.model.model.as_deref(), &args.compute)?;
     let mut executor = engine::executor(&checkpoint, &args.compute)?;
     let mut session = engine::session(&checkpoint, &executor, &args.compute)?;
+    if args.stdin {
+        return stdin::serve(&checkpoint, &mut executor, &mut session);
+    }
     let tests = tests(args);
     let bar = progress::count(tests.len() as u64, "tests");
     let mut rows = Vec::new();

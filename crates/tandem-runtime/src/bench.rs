@@ -47,6 +47,11 @@ impl Test {
             Work::Prompt(n) | Work::Generate(n) => n,
         }
     }
+
+    /// Tokens that a timed one sees, itself included, in the mean over all of them.
+    pub fn mean_context(&self) -> f64 {
+        self.depth as f64 + (self.tokens() as f64 + 1.0) / 2.0
+    }
 }
 
 /// A test that is ready to be timed: what comes before is in the cache, and one untimed run has warmed up.
@@ -141,6 +146,12 @@ mod tests {
     fn names_are_those_of_llama_bench() {
         assert_eq!(Test { work: Work::Prompt(512), depth: 0 }.name(), "pp512");
         assert_eq!(Test { work: Work::Generate(32), depth: 2048 }.name(), "tg32 @ d2048");
+    }
+
+    #[test]
+    fn the_mean_context_is_that_of_all_tokens() {
+        // The first sees 6 tokens, the last 8.
+        assert_eq!(Test { work: Work::Generate(3), depth: 5 }.mean_context(), 7.0);
     }
 
     #[test]

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
-
-use super::rounds::Test;
+use tandem_runtime::bench::{Test, Work};
 
 /// How long a driver may take to end once its stdin is closed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -44,7 +43,10 @@ impl Driver {
 
     /// Brings the cache to the test's depth and runs the test once, untimed.
     pub(super) fn prepare(&mut self, test: Test) -> anyhow::Result<()> {
-        let (kind, tokens) = (test.kind.name(), test.tokens);
+        let (kind, tokens) = match test.work {
+            Work::Prompt(tokens) => ("pp", tokens),
+            Work::Generate(tokens) => ("tg", tokens),
+        };
         self.request(&format!("prepare {kind} {tokens} {}", test.depth)).map(drop)
     }
 

@@ -16,12 +16,12 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use tandem_model::Checkpoint;
+use tandem_runtime::bench::{Test, Work};
 
 use crate::record::{commit, date, machine, results_folder};
 use crate::shell::{root, tandem};
 use driver::Driver;
 use report::{Report, Row};
-use rounds::Test;
 
 #[derive(Args)]
 pub(crate) struct PeersArgs {
@@ -164,7 +164,8 @@ fn run(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     // One past the last token: no program may have to shift what it keeps.
-    let context = contest.tests.iter().map(|test| test.depth + test.tokens).max().unwrap_or(0) + 1;
+    let context =
+        contest.tests.iter().map(|test| test.depth + test.tokens()).max().unwrap_or(0) + 1;
     let (threads, context) = (contest.threads.to_string(), context.to_string());
     let mut tandem = Command::new(program);
     tandem.args(["bench", "--stdin", "--no-sliding-window", "--threads", &threads]);
@@ -182,16 +183,17 @@ fn run(
 /// Prompts of three lengths, and single tokens at three depths.
 fn tests(quick: bool) -> Vec<Test> {
     if quick {
-        return vec![Test::prefill(32), Test::decode(8, 0), Test::decode(8, 64)];
+        return vec![prefill(32), decode(8, 0), decode(8, 64)];
     }
-    vec![
-        Test::prefill(64),
-        Test::prefill(512),
-        Test::prefill(2048),
-        Test::decode(64, 0),
-        Test::decode(64, 512),
-        Test::decode(64, 2048),
-    ]
+    vec![prefill(64), prefill(512), prefill(2048), decode(64, 0), decode(64, 512), decode(64, 2048)]
+}
+
+const fn prefill(tokens: usize) -> Test {
+    Test { work: Work::Prompt(tokens), depth: 0 }
+}
+
+const fn decode(tokens: usize, depth: usize) -> Test {
+    Test { work: Work::Generate(tokens), depth }
 }
 
 /// Opens a model that a peer is compared by.

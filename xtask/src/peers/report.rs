@@ -8,10 +8,10 @@ use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use serde::Serialize;
 use serde_json::Value;
-use tandem_runtime::bench::median;
+use tandem_runtime::bench::{Test, Work, median};
 
 use super::Contest;
-use super::rounds::{Kind, Round, Sample, Test};
+use super::rounds::{Round, Sample};
 
 /// A share of the processor time that the other program, or a third one, may take before the report warns.
 const QUIET: f64 = 0.02;
@@ -30,7 +30,7 @@ pub(super) struct Report {
 #[derive(Serialize)]
 pub(super) struct Row {
     threads: usize,
-    test: Test,
+    test: String,
     tandem: Side,
     peer: Side,
     rounds: Vec<Round>,
@@ -56,20 +56,24 @@ impl Row {
         let number =
             |field| tandem[field].as_u64().with_context(|| format!("Tandem: no `{field}`"));
         // The models are alike in what they keep for a token; only Tandem can be asked.
-        let kv = test.mean_context() * number("kv_bytes_per_token")? as f64;
-        let with_kv = |weights: u64| (test.kind == Kind::Decode).then_some(weights as f64 + kv);
+        let kv = number("kv_bytes_per_token")? as f64;
+        let bytes = |weights: u64| match test.work {
+            // A prompt reads the weights once for many tokens: bandwidth is not what bounds it.
+            Work::Prompt(_) => None,
+            Work::Generate(_) => Some(weights as f64 + test.mean_context() * kv),
+        };
         Ok(Self {
             threads: contest.threads,
-            test,
+            test: test.name(),
             tandem: Side {
                 program: tandem.clone(),
                 weights: contest.tandem_weights.to_owned(),
-                bytes_per_token: with_kv(number("bytes_per_token")?),
+                bytes_per_token: bytes(number("bytes_per_token")?),
             },
             peer: Side {
                 program: peer.clone(),
                 weights: contest.peer_weights.clone(),
-                bytes_per_token: contest.peer_bytes_per_token.and_then(with_kv),
+                bytes_per_token: contest.peer_bytes_per_token.and_then(bytes),
             },
             rounds,
         })
@@ -89,7 +93,7 @@ impl Row {
     fn cells(&self) -> Vec<String> {
         let mut cells = vec![
             self.threads.to_string(),
-            self.test.name(),
+            self.test.clone(),
             format!("{:.1}", self.read_bandwidth() / 1e9),
         ];
         cells.extend(self.side_cells(&self.tandem, |round| round.tandem));
@@ -234,7 +238,7 @@ impl Report {
 
     fn reading(&self) -> String {
         format!(
-            "pp N: a prompt of N tokens; tg N: N tokens one by one; @ D: after D tokens. Medians [least-most] of {} \
+            "ppN: a prompt of N tokens; tgN: N tokens one by one; @ dD: after D tokens. Medians [least-most] of {} \
              runs in turns, in each round in the other order, after one untimed run. GB/s read: memory read by as many \
              threads, measured by Tandem between both runs of every round. GB/s: bytes of weights and KV cache that a \
              token must read, times tokens per second; share: of GB/s read. ratio: Tandem's tokens per second by the \
@@ -242,5 +246,55 @@ impl Report {
              twice the heads and experts' width, since it cannot load the 32.\n",
             self.repetitions
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn cells_hold_medians_shares_and_the_ratio_of_halves_of_a_round() {
+        let sample = |tokens_per_second| Sample {
+            tokens_per_second,
+            waiting_share: 0.0,
+            foreign_share: 0.0,
+        };
+        let round = |tandem, peer| Round {
+            tandem: sample(tandem),
+            peer: sample(peer),
+            read_bandwidth: 40e9,
+        };
+        let side = |program, bytes_per_token| Side {
+            program: json!({ "program": program }),
+            weights: "q4_0".to_owned(),
+            bytes_per_token,
+        };
+        let row = Row {
+            threads: 2,
+            test: "tg64".to_owned(),
+            tandem: side("Tandem", Some(1e9)),
+            peer: side("other", None),
+            // The machine slows down: medians 20 and 12 would give 1.67, but each round says 2.
+            rounds: vec![round(40.0, 20.0), round(20.0, 10.0), round(18.0, 12.0)],
+        };
+        let expected = [
+            "2",
+            "tg64",
+            "40.0",
+            "q4_0",
+            "20.0 [18.0-40.0]",
+            "20.0",
+            "50 %",
+            "other",
+            "q4_0",
+            "12.0 [10.0-20.0]",
+            "",
+            "",
+            "2.00",
+        ];
+        assert_eq!(row.cells(), expected);
     }
 }

@@ -5,58 +5,9 @@ use std::fs;
 
 use anyhow::{Context, ensure};
 use serde::Serialize;
+use tandem_runtime::bench::Test;
 
 use super::driver::Driver;
-
-/// What is timed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(super) enum Kind {
-    /// All tokens together.
-    #[serde(rename = "pp")]
-    Prefill,
-    /// One token at a time.
-    #[serde(rename = "tg")]
-    Decode,
-}
-
-impl Kind {
-    /// As llama-bench has it.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Prefill => "pp",
-            Self::Decode => "tg",
-        }
-    }
-}
-
-/// One line of the results.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Test {
-    pub(super) kind: Kind,
-    /// Tokens that are timed.
-    pub(super) tokens: usize,
-    /// Tokens in the cache before.
-    pub(super) depth: usize,
-}
-
-impl Test {
-    pub(super) const fn prefill(tokens: usize) -> Self {
-        Self { kind: Kind::Prefill, tokens, depth: 0 }
-    }
-
-    pub(super) const fn decode(tokens: usize, depth: usize) -> Self {
-        Self { kind: Kind::Decode, tokens, depth }
-    }
-
-    pub(super) fn name(self) -> String {
-        format!("{}{} @ {}", self.kind.name(), self.tokens, self.depth)
-    }
-
-    /// Tokens that a decoded one looks back at, in the mean; itself included.
-    pub(super) fn mean_context(self) -> f64 {
-        self.depth as f64 + (self.tokens as f64 + 1.0) / 2.0
-    }
-}
 
 /// One timed run of one program.
 #[derive(Clone, Copy, Serialize)]
@@ -113,7 +64,7 @@ fn sample(running: &mut Driver, waiting: &Driver, test: Test) -> anyhow::Result<
     // Short runs can end before the first tick.
     let total = machine.total.max(1) as f64;
     Ok(Sample {
-        tokens_per_second: test.tokens as f64 / seconds,
+        tokens_per_second: test.tokens() as f64 / seconds,
         waiting_share: others as f64 / total,
         foreign_share: machine.busy.saturating_sub(own + others) as f64 / total,
     })

@@ -4,8 +4,7 @@ use std::process::Command;
 
 use anyhow::Context;
 
-use super::{Contest, PeersArgs, Places, checkpoint, script};
-use crate::peers::rounds::Test;
+use super::{Contest, PeersArgs, Places, checkpoint, decode, prefill, script};
 
 pub(super) fn contests(places: &Places, args: &PeersArgs) -> anyhow::Result<Vec<Contest>> {
     let python = places.python("transformers", &[]);
@@ -20,9 +19,9 @@ pub(super) fn contests(places: &Places, args: &PeersArgs) -> anyhow::Result<Vec<
         peer_bytes_per_token: Some(checkpoint(&original)?.summary().total().bytes_per_token),
         threads: args.threads.iter().copied().max().context("--threads: expected a number")?,
         tests: if args.quick {
-            vec![Test::prefill(16), Test::decode(4, 0)]
+            vec![prefill(16), decode(4, 0)]
         } else {
-            vec![Test::prefill(64), Test::decode(16, 0)]
+            vec![prefill(64), decode(16, 0)]
         },
     }])
 }

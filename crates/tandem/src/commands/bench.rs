@@ -151,9 +151,9 @@ fn row(
     // A prompt reads the weights once for many tokens: bandwidth is not what bounds it.
     let bytes = match test.work {
         Work::Prompt(_) => None,
-        Work::Generate(n) => {
-            let mean_context = test.depth as f64 + (n as f64 + 1.0) / 2.0;
-            Some(total.bytes_per_token as f64 + mean_context * session.kv_bytes_per_token() as f64)
+        Work::Generate(_) => {
+            let kv = test.mean_context() * session.kv_bytes_per_token() as f64;
+            Some(total.bytes_per_token as f64 + kv)
         }
     };
     let name = checkpoint.path().file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -3,6 +3,7 @@
 usage: openvino_driver.py FOLDER THREADS CONTEXT
 """
 
+import itertools
 import sys
 
 import numpy as np
@@ -17,26 +18,37 @@ class Engine:
     def __init__(self, folder, threads):
         self.pipeline = openvino_genai.LLMPipeline(folder, "CPU", INFERENCE_NUM_THREADS=threads)
 
-    def durations(self, ids, tokens):
-        """Seconds until each of `tokens` tokens after the prompt `ids`."""
+    def metrics(self, ids, tokens):
+        """Of a generation of `tokens` tokens after the prompt `ids`."""
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens = tokens
         config.ignore_eos = True
         config.do_sample = False
         prompt = openvino.Tensor(np.array([ids], dtype=np.int64))
         metrics = self.pipeline.generate(prompt, config).perf_metrics
-        later = [microseconds / 1e6 for microseconds in metrics.raw_metrics.m_durations]
-        seconds = [metrics.get_ttft().mean / 1e3, *later[-(tokens - 1) :]] if tokens > 1 else [metrics.get_ttft().mean / 1e3]
-        if len(seconds) != tokens:
-            sys.exit(f"expected the times of {tokens} tokens, found {len(seconds)}")
-        return seconds
+        if metrics.get_num_generated_tokens() != tokens:
+            sys.exit(f"expected {tokens} tokens, found {metrics.get_num_generated_tokens()}")
+        return metrics
+
+    def prompt(self, ids):
+        return self.metrics(ids, 1).get_ttft().mean / 1e3
+
+    def generate(self, before, tokens):
+        # The first new token belongs to the prompt's time.
+        return self.metrics(before, tokens + 1).get_tpot().mean / 1e3 * tokens
 
     def prepare(self, kind, ids, before):
-        """Every run begins with an empty cache: to be at a depth, it takes the prompt again, outside the time."""
-        if kind == "pp":
-            return lambda: self.durations(before + ids, 1)[0]
-        # The first new token belongs to the prompt's time; a prompt needs a token.
-        return lambda: sum(self.durations(before or ids[:1], len(ids) + 1)[1:])
+        """A prompt comes before the time in every run: the pipeline knows it, and skips what it has computed before.
+        What is timed as a prompt must be new for the same reason, so it begins with another token every time."""
+        if kind == "tg":
+            return lambda: self.generate(before or ids[:1], len(ids))
+        turns = itertools.count()
+
+        def run():
+            turn = next(turns) % len(ids)
+            return self.prompt(before + ids[turn:] + ids[:turn])
+
+        return run
 
 
 folder, threads = sys.argv[1], int(sys.argv[2])

@@ -25,7 +25,7 @@ use report::{Report, Row};
 
 #[derive(Args)]
 pub(crate) struct PeersArgs {
-    /// Programs to compare with. Disk space they need: llama 7 GB (12 while it is made), openvino 9 GB (and 22 GB of
+    /// Programs to compare with. Disk space they need: llama 7 GB (14 while it is made), openvino 9 GB (and 22 GB of
     /// memory once, for the conversion), transformers 6 GB
     #[arg(long, value_enum, value_name = "PEER", value_delimiter = ',', default_value = "llama")]
     peers: Vec<Peer>,
@@ -135,6 +135,7 @@ struct Contest {
 
 pub(crate) fn peers(args: &PeersArgs) -> anyhow::Result<()> {
     ensure!(!args.threads.contains(&0), "--threads: expected 1 or more, found 0");
+    ensure!(args.repetitions > 0, "--repetitions: expected 1 or more, found 0");
     let places =
         Places { work: root().join(&args.work_dir), fullsize: root().join(&args.fullsize) };
     let program = tandem()?;
@@ -147,13 +148,15 @@ pub(crate) fn peers(args: &PeersArgs) -> anyhow::Result<()> {
         });
     }
     let mut report = Report::new(date()?, machine(), commit()?, args.repetitions);
-    // An hour of results must not be lost to what goes wrong at its end.
-    let outcome = contests
-        .into_iter()
-        .try_for_each(|contest| run(contest, &program, args.repetitions, &mut report));
     let folder = if args.quick { places.work.clone() } else { results_folder()? };
-    report.save(&folder)?;
-    outcome
+    for contest in contests {
+        let outcome = run(contest, &program, args.repetitions, &mut report);
+        // An hour of results must not be lost to what goes wrong at its end.
+        report.save(&folder)?;
+        outcome?;
+    }
+    report.show(&folder);
+    Ok(())
 }
 
 /// All tests of one contest; what is measured goes into the report test by test.

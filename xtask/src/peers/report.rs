@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
@@ -135,18 +135,23 @@ impl Report {
         self.rows.push(row);
     }
 
-    /// Prints the table, and writes `peers-DATE.json` and `peers-DATE.md`.
+    /// Writes `peers-DATE.json` and `peers-DATE.md`.
     pub(super) fn save(&self, folder: &Path) -> anyhow::Result<()> {
         if self.rows.is_empty() {
-            return Ok(());
+            return Ok(()); // an earlier run's results of the same day are worth more
         }
-        let markdown = self.markdown();
-        println!("\n{markdown}");
-        let path = folder.join(format!("peers-{}.md", self.date));
+        let path = self.path(folder);
         fs::write(path.with_extension("json"), serde_json::to_string_pretty(self)? + "\n")?;
-        fs::write(&path, markdown)?;
-        println!("{}", path.display());
-        Ok(())
+        Ok(fs::write(path, self.markdown())?)
+    }
+
+    /// Prints the table, and where it is.
+    pub(super) fn show(&self, folder: &Path) {
+        println!("\n{}\n{}", self.markdown(), self.path(folder).display());
+    }
+
+    fn path(&self, folder: &Path) -> PathBuf {
+        folder.join(format!("peers-{}.md", self.date))
     }
 
     fn markdown(&self) -> String {

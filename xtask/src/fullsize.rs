@@ -13,6 +13,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use tandem_formats::safetensors::SafetensorsFile;
 
+use crate::record::{commit, date, machine, results_folder};
 use crate::shell::{output, root, run, tandem};
 
 /// Of the largest magnitude of the reference's last logits.
@@ -158,38 +159,9 @@ fn peak_memory(command: &mut Command) -> anyhow::Result<u64> {
     Ok(peak)
 }
 
-fn date() -> anyhow::Result<String> {
-    Ok(output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?.trim().to_owned())
-}
-
-fn commit() -> anyhow::Result<String> {
-    let mut git = Command::new("git");
-    Ok(output(git.current_dir(root()).args(["describe", "--always", "--dirty"]))?.trim().to_owned())
-}
-
-/// Processor, cores and memory.
-fn machine() -> Value {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let field = |text: &str, key: &str| {
-        let line = text.lines().find(|l| l.starts_with(key)).unwrap_or_default();
-        line.split_once(':').map_or_else(String::new, |(_, value)| value.trim().to_owned())
-    };
-    let cpu = read("/proc/cpuinfo");
-    json!({
-        "cpu": field(&cpu, "model name"),
-        "cores": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
-        "memory": field(&read("/proc/meminfo"), "MemTotal"),
-        "instruction_sets": field(&cpu, "flags")
-            .split(' ')
-            .filter(|f| ["avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni"].contains(f))
-            .collect::<Vec<_>>(),
-    })
-}
-
 fn save(results: &Value) -> anyhow::Result<()> {
     let name = format!("fullsize-{}.json", results["date"].as_str().unwrap_or("undated"));
-    let path = root().join("bench/results").join(name);
-    std::fs::create_dir_all(path.parent().expect("a folder"))?;
+    let path = results_folder()?.join(name);
     std::fs::write(&path, serde_json::to_string_pretty(results)? + "\n")?;
     println!("{}", path.display());
     Ok(())

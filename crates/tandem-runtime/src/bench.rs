@@ -4,7 +4,7 @@
 //! are in the cache already. Ids are random but the same in every run; what they are makes no difference to a dense
 //! weight, and spreads tokens over all experts. One untimed run warms up.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -48,6 +48,57 @@ impl Test {
             Work::Prompt(n) | Work::Generate(n) => n,
         }
     }
+
+    /// Tokens that a timed one sees, itself included, in the mean over all of them.
+    pub fn mean_context(&self) -> f64 {
+        self.depth as f64 + (self.tokens() as f64 + 1.0) / 2.0
+    }
+}
+
+/// A test that is ready to be timed: what comes before is in the cache, and one untimed run has warmed up.
+pub struct Prepared {
+    test: Test,
+    ids: Vec<u32>,
+}
+
+impl Prepared {
+    /// Fills `kv` with what comes before, and warms up.
+    ///
+    /// # Errors
+    /// Where the tokens do not fit `kv`.
+    pub fn new(executor: &mut Executor, kv: &mut KvCache, test: Test) -> Result<Self> {
+        let tokens = test.depth + test.tokens();
+        if tokens > kv.capacity() {
+            return Err(RuntimeError::PromptTooLong { tokens, context: kv.capacity() });
+        }
+        let vocab = u32::try_from(executor.model().config().vocab_size).unwrap_or(u32::MAX);
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let mut ids: Vec<u32> = (0..tokens).map(|_| rng.random_range(0..vocab)).collect();
+        kv.clear();
+        prompt(executor, kv, &ids[..test.depth])?;
+        ids.drain(..test.depth);
+        let prepared = Self { test, ids };
+        prepared.time(executor, kv)?;
+        Ok(prepared)
+    }
+
+    /// Runs the test once with what it was prepared with; answers how long that took.
+    ///
+    /// # Errors
+    /// As [`Executor::forward`].
+    pub fn time(&self, executor: &mut Executor, kv: &mut KvCache) -> Result<Duration> {
+        kv.truncate(self.test.depth);
+        let started = Instant::now();
+        match self.test.work {
+            Work::Prompt(_) => prompt(executor, kv, &self.ids)?,
+            Work::Generate(_) => {
+                for id in &self.ids {
+                    executor.forward(&[*id], kv, LogitsFor::Last, None)?;
+                }
+            }
+        }
+        Ok(started.elapsed())
+    }
 }
 
 /// What a test showed.
@@ -70,38 +121,14 @@ pub fn run(
     test: Test,
     repetitions: usize,
 ) -> Result<Measured> {
-    let tokens = test.depth + test.tokens();
-    if tokens > kv.capacity() {
-        return Err(RuntimeError::PromptTooLong { tokens, context: kv.capacity() });
-    }
-    let vocab = u32::try_from(executor.model().config().vocab_size).unwrap_or(u32::MAX);
-    let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let ids: Vec<u32> = (0..tokens).map(|_| rng.random_range(0..vocab)).collect();
-    let (before, timed) = ids.split_at(test.depth);
-    kv.clear();
-    prompt(executor, kv, before)?;
-    let mut rates = Vec::with_capacity(repetitions);
+    let prepared = Prepared::new(executor, kv, test)?;
+    executor.profile().clear();
     let rounds = executor.team().rounds();
-    for repetition in 0..=repetitions {
-        kv.truncate(test.depth);
-        let started = Instant::now();
-        match test.work {
-            Work::Prompt(_) => prompt(executor, kv, timed)?,
-            Work::Generate(_) => {
-                for id in timed {
-                    executor.forward(&[*id], kv, LogitsFor::Last, None)?;
-                }
-            }
-        }
-        let rate = timed.len() as f64 / started.elapsed().as_secs_f64();
-        if repetition > 0 {
-            rates.push(rate);
-        } else {
-            executor.profile().clear();
-        }
-    }
+    let rates = (0..repetitions)
+        .map(|_| Ok(test.tokens() as f64 / prepared.time(executor, kv)?.as_secs_f64()))
+        .collect::<Result<Vec<f64>>>()?;
     let rounds = executor.team().rounds() - rounds;
-    let barriers_per_token = rounds as f64 / (timed.len() * (repetitions + 1)) as f64;
+    let barriers_per_token = rounds as f64 / (test.tokens() * repetitions) as f64;
     Ok(Measured { rates, barriers_per_token })
 }
 
@@ -184,6 +211,12 @@ mod tests {
     fn names_are_those_of_llama_bench() {
         assert_eq!(Test { work: Work::Prompt(512), depth: 0 }.name(), "pp512");
         assert_eq!(Test { work: Work::Generate(32), depth: 2048 }.name(), "tg32 @ d2048");
+    }
+
+    #[test]
+    fn the_mean_context_is_that_of_all_tokens() {
+        // The first sees 6 tokens, the last 8.
+        assert_eq!(Test { work: Work::Generate(3), depth: 5 }.mean_context(), 7.0);
     }
 
     #[test]

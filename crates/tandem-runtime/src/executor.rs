@@ -115,23 +115,18 @@ impl Executor {
     pub fn new(model: Arc<Model>, threads: usize, batch: usize) -> Result<Self> {
         let team =
             ThreadTeam::new(threads).map_err(|source| RuntimeError::Threads { threads, source })?;
-        Ok(Self::with_team(model, Arc::new(team), Threads::same(threads), batch))
+        Ok(Self::with_cpu(model, Cpu::new(team), Threads::same(threads), batch))
     }
 
-    /// An executor with a team that others may use too: each [`Self::forward`] is one turn with it. Where the team has
-    /// fewer members than `threads` asks for, with all of them.
-    pub fn with_team(
-        model: Arc<Model>,
-        team: Arc<ThreadTeam>,
-        threads: Threads,
-        batch: usize,
-    ) -> Self {
+    /// An executor whose team others may use too: each [`Self::forward`] is one turn with it. Where the team has fewer
+    /// members than `threads` asks for, with all of them.
+    pub fn with_cpu(model: Arc<Model>, cpu: Cpu, threads: Threads, batch: usize) -> Self {
         let config = model.config();
         let rope = Rope::new(config.head_dim, config.rope_theta);
-        let most = |threads: usize| threads.clamp(1, team.size());
+        let most = |threads: usize| threads.clamp(1, cpu.team().size());
         Self {
             threads: Threads { decode: most(threads.decode), prefill: most(threads.prefill) },
-            cpu: Cpu::new(team),
+            cpu,
             rope,
             batch: batch.max(1),
             scratch: Scratch::default(),

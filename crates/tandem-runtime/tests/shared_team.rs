@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tandem_cpu::ThreadTeam;
+use tandem_cpu::{Cpu, ThreadTeam};
 use tandem_golden::{Prompt, golden, golden_model};
 use tandem_memory::{KvCache, KvType};
 use tandem_model::Checkpoint;
@@ -49,7 +49,7 @@ fn executors_share_a_team_and_its_threads_are_all_there_are() {
             let (model, team, prompts) = (Arc::clone(&model), Arc::clone(&team), &prompts);
             scope.spawn(move || {
                 let mut kv = kv(&model);
-                let mut executor = Executor::with_team(model, team, threads, 16);
+                let mut executor = Executor::with_cpu(model, Cpu::new(team), threads, 16);
                 for prompt in prompts {
                     check(&mut executor, &mut kv, prompt);
                 }
@@ -82,7 +82,8 @@ fn threads_are_chosen_by_the_number_of_tokens() {
     let mut kv = kv(&model);
     // Alone there is nobody to wait for, so rounds tell who was at work.
     let mut rounds = |threads, tokens: u32| {
-        let mut executor = Executor::with_team(Arc::clone(&model), Arc::clone(&team), threads, 64);
+        let mut executor =
+            Executor::with_cpu(Arc::clone(&model), Cpu::new(Arc::clone(&team)), threads, 64);
         let before = team.rounds();
         kv.clear();
         let ids: Vec<u32> = (0..tokens).collect();

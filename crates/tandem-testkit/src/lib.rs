@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 pub use artifact::{Scratch, build_once, scratch};
 pub use fuzz::fuzz_inputs;
-pub use python::{python, run_python};
+pub use python::{python, python_environment, run_python};
 pub use rng::Rng;
 
 /// A file or folder under the workspace's `testdata`.

@@ -1,4 +1,4 @@
-//! A virtual environment with pinned packages, made when the first test asks for it.
+//! Virtual environments with pinned packages, made when somebody first asks for them.
 //!
 //! Tests run as parallel processes, so whoever comes first makes the environment while the others wait on a file lock.
 //! A stamp with the requirements' text says that it is complete; another text makes it anew.
@@ -28,33 +28,54 @@ pub fn run_python(script: &str, args: &[&str]) -> String {
 }
 
 fn prepare() -> PathBuf {
-    let requirements_file = testdata("python-requirements.txt");
-    let requirements = fs::read_to_string(&requirements_file).expect("requirements are readable");
-    let target = workspace_root().join("target");
-    let venv = target.join("test-python");
+    let venv = workspace_root().join("target").join("test-python");
+    python_environment(&venv, &testdata("python-requirements.txt"), &[])
+}
+
+/// The interpreter of a virtual environment at `venv` that holds the packages of a requirements file. `variables` are
+/// environment variables for building the packages.
+///
+/// # Panics
+/// When there is no Python with `venv`, or the packages cannot be installed.
+pub fn python_environment(
+    venv: &Path,
+    requirements_file: &Path,
+    variables: &[(&str, &str)],
+) -> PathBuf {
+    let requirements = fs::read_to_string(requirements_file).expect("requirements are readable");
+    let made_from = variables
+        .iter()
+        .fold(requirements, |text, (key, value)| text + &format!("# {key}={value}\n"));
     let stamp = venv.join("complete");
     let interpreter = venv.join("bin").join("python");
 
-    fs::create_dir_all(&target).expect("target folder can be made");
-    let lock = File::create(target.join("test-python.lock")).expect("lock file can be made");
+    fs::create_dir_all(venv.parent().expect("not the root folder")).expect("folder can be made");
+    let lock = File::create(venv.with_extension("lock")).expect("lock file can be made");
     lock.lock().expect("lock can be taken"); // released when `lock` is dropped, also by a crash
-    if fs::read_to_string(&stamp).is_ok_and(|made_from| made_from == requirements) {
+    if fs::read_to_string(&stamp).is_ok_and(|text| text == made_from) {
         return interpreter;
     }
     if venv.exists() {
-        fs::remove_dir_all(&venv).expect("outdated environment can be removed");
+        fs::remove_dir_all(venv).expect("outdated environment can be removed");
     }
-    create(&venv);
-    run(Command::new(&interpreter)
-        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"])
-        .arg(&requirements_file));
-    fs::write(&stamp, requirements).expect("stamp can be written");
+    create(venv);
+    let mut install = Command::new(&interpreter);
+    install.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--requirement",
+    ]);
+    run(install.arg(requirements_file).envs(variables.iter().copied()));
+    fs::write(&stamp, made_from).expect("stamp can be written");
     interpreter
 }
 
 fn create(venv: &Path) {
     let made = Command::new("python3").args(["-m", "venv"]).arg(venv).output();
-    let advice = "these tests compare with Python packages: install python3 with its venv module \
+    let advice = "Python packages serve as oracles and as peers: install python3 with its venv module \
                   (on Debian and Ubuntu: apt-get install python3-venv)";
     match made {
         Err(e) => panic!("cannot run python3: {e}; {advice}"),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use tandem_cpu::Cpu;
 use tandem_model::chat::{ChatTemplate, Message};
 use tandem_model::{Checkpoint, Text};
 use tandem_runtime::{Executor, Model, Request, Session};
@@ -91,7 +92,11 @@ pub(crate) fn executor(
     let model = Model::load(checkpoint, threads.team_size(), &|bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
     let team = threads::team(threads, compute.pin)?;
-    Ok(Executor::with_team(Arc::new(model), team, threads, compute.batch))
+    let cpu = match compute.isa {
+        Some(isa) => Cpu::with_isa(team, isa).context("--isa")?,
+        None => Cpu::new(team),
+    };
+    Ok(Executor::with_cpu(Arc::new(model), cpu, threads, compute.batch))
 }
 
 /// An empty text with the context the options ask for.

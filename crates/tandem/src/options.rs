@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
+use tandem_cpu::Isa;
 use tandem_memory::KvType;
 use tandem_runtime::{DEFAULT_BATCH, SamplingParams};
 
@@ -30,6 +31,10 @@ pub(crate) struct ComputeOptions {
     /// Bind each thread to a CPU of its own, on the fastest cores first
     #[arg(long, env = "TANDEM_PIN", value_parser = FalseyValueParser::new())]
     pub(crate) pin: bool,
+
+    /// Instruction set to compute with: generic, avx2, avxvnni or avx512 [default: the best of this machine]
+    #[arg(long, value_name = "ISA", env = "TANDEM_ISA", value_parser = isa)]
+    pub(crate) isa: Option<Isa>,
 
     /// Tokens that prompt and answer may have together [default: what the model was made for]
     #[arg(short, long, value_name = "TOKENS", env = "TANDEM_CTX", value_parser = at_least_one)]
@@ -167,6 +172,13 @@ fn thread_count(text: &str) -> Result<usize, String> {
         Ok(_) => Err("expected 1 to 1024".to_owned()),
         Err(e) => Err(format!("{e}")),
     }
+}
+
+fn isa(text: &str) -> Result<Isa, String> {
+    Isa::ALL
+        .into_iter()
+        .find(|isa| isa.name() == text)
+        .ok_or_else(|| format!("expected one of {}", Isa::ALL.map(Isa::name).join(", ")))
 }
 
 pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {

@@ -2,6 +2,8 @@
 
 mod profile;
 
+mod stdin;
+
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -73,6 +75,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, env = "TANDEM_BENCH_PROFILE", value_parser = FalseyValueParser::new())]
     profile: bool,
 
+    /// Take tests from stdin instead, one at a time: how `cargo xtask peers` measures in turns with other programs
+    #[arg(long, hide = true)]
+    stdin: bool,
+
     #[command(flatten)]
     compute: ComputeOptions,
 }
@@ -108,6 +114,9 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let checkpoint = engine::open(args.model.model.as_deref(), &args.compute)?;
     let mut executor = engine::executor(&checkpoint, &args.compute)?;
     let mut session = engine::session(&checkpoint, &executor, &args.compute)?;
+    if args.stdin {
+        return stdin::serve(&checkpoint, &mut executor, &mut session);
+    }
     note!("{}", threads::describe(&executor));
     let tests = tests(args);
     let bar = progress::count(tests.len() as u64, "tests");
@@ -167,10 +176,9 @@ fn row(
             let share = profile::packed_arithmetic(&profile) as f64 / tokens * rate / peak;
             (None, executor.model().is_packed().then_some(share))
         }
-        Work::Generate(n) => {
-            let mean_context = test.depth as f64 + (n as f64 + 1.0) / 2.0;
-            let bytes =
-                total.bytes_per_token as f64 + mean_context * session.kv_bytes_per_token() as f64;
+        Work::Generate(_) => {
+            let kv = test.mean_context() * session.kv_bytes_per_token() as f64;
+            let bytes = total.bytes_per_token as f64 + kv;
             (Some(bytes), Some(bytes * rate / bandwidth))
         }
     };

@@ -78,14 +78,21 @@ fn burn(time: Duration) {
 
 /// Calls `f` while a thread that has nothing to do with the team keeps a core busy.
 fn with_busy_thread(f: impl FnOnce()) {
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // Also where `f` panics, as it does when nobody reads the output.
+        let _stop = Stop(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 spin_loop();
             }
         });
         f();
-        stop.store(true, Ordering::Relaxed);
     });
 }

@@ -247,7 +247,7 @@ fn markdown(rows: &[Row]) -> String {
 
 fn csv(rows: &[Row]) -> String {
     let mut text = "model,size_bytes,params,backend,threads,test,tokens_per_second,read_bandwidth,\
-                    roofline,barriers_per_token\n"
+                    int8_peak,roofline,barriers_per_token\n"
         .to_owned();
     for r in rows {
         let share = r.roofline.map_or_else(String::new, |share| format!("{share:.4}"));

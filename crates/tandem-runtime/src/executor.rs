@@ -10,9 +10,10 @@ use std::sync::Arc;
 use tandem_cpu::measure::{Reading, int8_peak, read_bandwidth};
 use tandem_cpu::ops::{
     self, Input, Largest, LayerNorm, Precision, Product, QuantizedActivations, Queries, Rope,
+    Weights,
 };
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
-use tandem_memory::{AlignedBuffer, KvCache, MemoryError};
+use tandem_memory::{AlignedBuffer, KvCache, MemoryError, PackedType};
 use tandem_model::catalogue::LayerTensor as L;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 use tandem_model::router::{Routing, sparsemixer};
@@ -26,11 +27,6 @@ use crate::profile::{Operation, Profile};
 
 /// Tokens of a prompt that go through the model together.
 pub const DEFAULT_BATCH: usize = 256;
-
-/// Of what goes into an expert's down projection: products of two activations, with outliers that leave few of 8
-/// bits for their neighbours. Of all inputs this one changes most of the routers' later choices when it is rounded
-/// to 8 bits, and down projections are a ninth of a layer's arithmetic.
-const DOWN_PRECISION: Precision = Precision::Bits16;
 
 /// Bytes below which caches may hold a model.
 const SMALL_MODEL: usize = 256 << 20;
@@ -386,7 +382,8 @@ impl Executor {
 
         let first = [layer.matrix(L::ExpertDown(0))];
         let width = config.expert_width;
-        let input = ops::silu_mul(&self.cpu, gate, up, width, (&first, DOWN_PRECISION), quantized);
+        let wanted = (&first[..], down_precision(first[0]));
+        let input = ops::silu_mul(&self.cpu, gate, up, width, wanted, quantized);
         self.profile.lap(Operation::ExpertFfnActivation);
         let mut downs = &mut down[..];
         let mut products = Vec::with_capacity(config.n_experts);
@@ -425,6 +422,16 @@ impl Executor {
         let mut product = [Product { largest, ..Product::new(lm_head, bias, input, logits) }];
         ops::matmul_all(&self.cpu, &mut product);
         self.profile.products(Operation::LmHead, &product);
+    }
+}
+
+/// How exactly what goes into an expert's down projection is quantized: products of two activations, with outliers that
+/// leave few of 8 bits for their neighbours. Of all inputs this one changes most of the routers' later choices when it is
+/// rounded to 8 bits. Weights of 4 bits are rounded so much more coarsely that it makes no difference to them.
+fn down_precision(weights: Weights<'_>) -> Precision {
+    match weights {
+        Weights::Packed(matrix) if matrix.layout().kind() == PackedType::Q4_0 => Precision::Bits8,
+        _ => Precision::Bits16,
     }
 }
 

@@ -17,8 +17,21 @@ const TOLERANCE: f64 = 0.01;
 /// Built for the processor at hand, as Tandem chooses its kernels.
 const BUILD: [(&str, &str); 1] = [("CMAKE_ARGS", "-DGGML_NATIVE=ON")];
 
+/// Built without anything beyond AVX2; and not with what the cache has of the other build.
+const BUILD_AVX2: [(&str, &str); 2] = [
+    (
+        "CMAKE_ARGS",
+        "-DGGML_NATIVE=OFF -DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_BMI2=ON -DGGML_FMA=ON -DGGML_F16C=ON",
+    ),
+    ("PIP_NO_CACHE_DIR", "1"),
+];
+
 pub(super) fn contests(places: &Places, args: &PeersArgs) -> anyhow::Result<Vec<Contest>> {
-    let python = places.python("llama", &BUILD);
+    let python = if args.avx2 {
+        places.python_in("llama-avx2", "llama", &BUILD_AVX2)
+    } else {
+        places.python("llama", &BUILD)
+    };
     let folder = places.work.join("lookalike");
     make_lookalike(&python, &folder)?;
     let mut contests = Vec::new();

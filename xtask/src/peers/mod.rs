@@ -48,6 +48,11 @@ pub(crate) struct PeersArgs {
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     repetitions: usize,
 
+    /// No instructions beyond AVX2 and FMA, for Tandem and for llama.cpp (which is built a second time): what a machine
+    /// without AVX-512 and VNNI does
+    #[arg(long)]
+    avx2: bool,
+
     /// Short tests, to see that everything works; the results go to the work folder
     #[arg(long)]
     quick: bool,
@@ -96,9 +101,14 @@ struct Places {
 impl Places {
     /// The interpreter of a peer's environment, which holds what `python/NAME-requirements.txt` lists.
     fn python(&self, name: &str, variables: &[(&str, &str)]) -> PathBuf {
-        let venv = self.work.join(name);
+        self.python_in(name, name, variables)
+    }
+
+    /// As [`Self::python`], in a folder of another name.
+    fn python_in(&self, folder: &str, name: &str, variables: &[(&str, &str)]) -> PathBuf {
+        let venv = self.work.join(folder);
         if !venv.join("complete").exists() {
-            eprintln!("installing {name} and what it needs: takes minutes");
+            eprintln!("installing {folder} and what it needs: takes minutes");
         }
         tandem_testkit::python_environment(
             &venv,
@@ -147,10 +157,11 @@ pub(crate) fn peers(args: &PeersArgs) -> anyhow::Result<()> {
             Peer::Transformers => transformers::contests(&places, args)?,
         });
     }
-    let mut report = Report::new(date()?, machine(), commit()?, args.repetitions);
+    let name = if args.avx2 { "peers-avx2" } else { "peers" };
+    let mut report = Report::new(name, date()?, machine(), commit()?, args.repetitions);
     let folder = if args.quick { places.work.clone() } else { results_folder()? };
     for contest in contests {
-        let outcome = run(contest, &program, args.repetitions, &mut report);
+        let outcome = run(contest, &program, args, &mut report);
         // An hour of results must not be lost to what goes wrong at its end.
         report.save(&folder)?;
         outcome?;
@@ -163,7 +174,7 @@ pub(crate) fn peers(args: &PeersArgs) -> anyhow::Result<()> {
 fn run(
     mut contest: Contest,
     program: &Path,
-    repetitions: usize,
+    args: &PeersArgs,
     report: &mut Report,
 ) -> anyhow::Result<()> {
     // One past the last token: no program may have to shift what it keeps.
@@ -173,10 +184,13 @@ fn run(
     let mut tandem = Command::new(program);
     tandem.args(["bench", "--stdin", "--no-sliding-window", "--threads", &threads]);
     tandem.args(["--ctx", &context, "--model"]).arg(&contest.tandem_model);
+    if args.avx2 {
+        tandem.args(["--isa", "avx2"]);
+    }
     let mut tandem = Driver::start(&mut tandem)?;
     let mut peer = Driver::start(contest.peer.args([&threads, &context]))?;
     for &test in &contest.tests {
-        let rounds = rounds::measure(&mut tandem, &mut peer, test, repetitions)
+        let rounds = rounds::measure(&mut tandem, &mut peer, test, args.repetitions)
             .with_context(|| format!("{}, {} threads", test.name(), contest.threads))?;
         report.add(Row::new(&contest, test, rounds, tandem.about(), peer.about())?);
     }

@@ -19,6 +19,9 @@ const QUIET: f64 = 0.02;
 /// Everything that one run has measured.
 #[derive(Serialize)]
 pub(super) struct Report {
+    /// First part of the files' names.
+    #[serde(skip)]
+    name: &'static str,
     date: String,
     machine: Value,
     commit: String,
@@ -125,8 +128,14 @@ fn name(program: &Value) -> String {
 }
 
 impl Report {
-    pub(super) fn new(date: String, machine: Value, commit: String, repetitions: usize) -> Self {
-        Self { date, machine, commit, repetitions, rows: Vec::new() }
+    pub(super) fn new(
+        name: &'static str,
+        date: String,
+        machine: Value,
+        commit: String,
+        repetitions: usize,
+    ) -> Self {
+        Self { name, date, machine, commit, repetitions, rows: Vec::new() }
     }
 
     /// Adds a test's results, and shows them.
@@ -135,7 +144,7 @@ impl Report {
         self.rows.push(row);
     }
 
-    /// Writes `peers-DATE.json` and `peers-DATE.md`.
+    /// Writes `NAME-DATE.json` and `NAME-DATE.md`.
     pub(super) fn save(&self, folder: &Path) -> anyhow::Result<()> {
         if self.rows.is_empty() {
             return Ok(()); // an earlier run's results of the same day are worth more
@@ -151,7 +160,7 @@ impl Report {
     }
 
     fn path(&self, folder: &Path) -> PathBuf {
-        folder.join(format!("peers-{}.md", self.date))
+        folder.join(format!("{}-{}.md", self.name, self.date))
     }
 
     fn markdown(&self) -> String {

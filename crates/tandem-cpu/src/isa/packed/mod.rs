@@ -32,6 +32,8 @@ mod avx512;
 mod avxvnni;
 mod generic;
 
+use std::ops::Range;
+
 use half::f16;
 use tandem_memory::PackedType;
 use tandem_memory::packed::{BLOCK_COLS, TILE_ROWS};
@@ -65,13 +67,15 @@ pub(crate) struct Tile<'a> {
     scales: &'a [TileScales],
 }
 
-/// Tiles that follow each other in memory, or some blocks of a single one.
-#[derive(Clone, Copy)]
+/// The same blocks of some tiles that follow each other in memory.
+#[derive(Clone)]
 pub(crate) struct Tiles<'a> {
-    /// All of them as one.
+    /// All of the tiles as one.
     all: Tile<'a>,
-    /// Blocks of each.
-    blocks: usize,
+    /// Blocks that a tile has in memory.
+    stride: usize,
+    /// Those of them that are meant.
+    blocks: Range<usize>,
 }
 
 /// Scales of a block for the rows of a tile.
@@ -88,32 +92,39 @@ impl<'a> Tiles<'a> {
         assert!(rest.is_empty(), "scales of whole blocks");
         assert_eq!(quants.len(), scales.len() * kind.quant_bytes(), "quants of {kind:?}");
         assert!(scales.len().is_multiple_of(blocks), "tiles of {blocks} blocks");
-        Self { all: Tile { kind, quants, scales }, blocks }
+        Self { all: Tile { kind, quants, scales }, stride: blocks, blocks: 0..blocks }
     }
 
-    /// Some blocks of a single tile.
-    pub(crate) fn part(&self, blocks: std::ops::Range<usize>) -> Self {
-        assert!(blocks.end <= self.blocks, "blocks {blocks:?} of {}", self.blocks);
-        Self { blocks: blocks.len(), all: self.all.part(blocks) }
+    /// Some blocks of each tile.
+    pub(crate) fn part(&self, blocks: Range<usize>) -> Self {
+        assert!(blocks.end <= self.stride, "blocks {blocks:?} of {}", self.stride);
+        Self { blocks, ..*self }
     }
 
-    /// Blocks of a row.
+    /// Blocks of each tile.
     pub(crate) fn blocks(&self) -> usize {
-        self.blocks
+        self.blocks.len()
+    }
+
+    /// Bytes of a block.
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.all.kind.quant_bytes() + size_of::<TileScales>()
     }
 
     /// How many tiles these are.
-    fn len(&self) -> usize {
-        self.all.scales.len() / self.blocks
+    pub(crate) fn len(&self) -> usize {
+        self.all.scales.len() / self.stride
     }
 
-    fn iter(self) -> impl Iterator<Item = Tile<'a>> {
-        (0..self.len()).map(move |n| self.all.part(n * self.blocks..(n + 1) * self.blocks))
+    fn iter(&self) -> impl Iterator<Item = Tile<'a>> {
+        let Self { all, stride, blocks } = self.clone();
+        let part = move |n| all.part(n * stride + blocks.start..n * stride + blocks.end);
+        (0..self.len()).map(part)
     }
 }
 
 impl Tile<'_> {
-    fn part(&self, blocks: std::ops::Range<usize>) -> Self {
+    fn part(&self, blocks: Range<usize>) -> Self {
         let bytes = self.kind.quant_bytes();
         Self {
             kind: self.kind,
@@ -136,7 +147,7 @@ pub(crate) trait PackedKernels: Sync {
     ///
     /// # Panics
     /// When a token has not as many blocks as a tile, or there is not one sum for each.
-    fn dots(&self, tiles: Tiles<'_>, x: &[&[QuantizedBlock]], sums: &mut [TileSums]) {
+    fn dots(&self, tiles: &Tiles<'_>, x: &[&[QuantizedBlock]], sums: &mut [TileSums]) {
         assert!(x.iter().all(|x| x.len() == tiles.blocks()), "blocks of every token");
         assert_eq!(sums.len(), tiles.len() * x.len(), "sums of every tile and token");
         if x.is_empty() {

@@ -114,39 +114,71 @@ unsafe fn dots<const T: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
+        if T <= FEW {
+            halves::<T, 2>(tile, x, sums, 0);
+        } else {
+            halves::<T, 1>(tile, x, sums, 0);
+            halves::<T, 1>(tile, x, sums, 1);
+        }
+    }
+}
+
+/// Sums of `T` tokens for `H` halves of the tile from the `first` on.
+///
+/// # Safety
+/// Every token must have as many blocks as the tile.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn halves<const T: usize, const H: usize>(
+    tile: Tile<'_>,
+    x: &[&[QuantizedBlock]; T],
+    sums: &mut [TileSums; T],
+    first: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
         match tile.kind {
             PackedType::Q4_0 => {
-                blocks(tile.quants, tile.scales, x, sums, |quants, x| whole_dots_q4_0(quants, x))
+                blocks(tile, x, sums, first, |quants, x| whole_dots_q4_0::<T, H>(quants, x, first))
             }
             PackedType::Q8_0 => {
-                blocks(tile.quants, tile.scales, x, sums, |quants, x| whole_dots_q8_0(quants, x))
+                blocks(tile, x, sums, first, |quants, x| whole_dots_q8_0::<T, H>(quants, x, first))
             }
         }
     }
 }
 
-/// Adds up blocks of `BYTES` bytes of quants, whose whole dot products `dots` knows: two vectors of 8 rows a token.
+/// Tokens that are taken with both halves of a tile at once, as the tile comes from memory. With more of them there are
+/// not registers enough for both: each half then takes the tile from a cache.
+pub(super) const FEW: usize = 2;
+
+/// Adds up blocks of `BYTES` bytes of quants, whose whole dot products `dots` knows: vectors of 8 rows, `H` a token, the
+/// `first` half of the tile and those after it.
 ///
 /// # Safety
-/// Every token must have as many blocks as there are scales.
+/// Every token must have as many blocks as the tile.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(super) unsafe fn blocks<const BYTES: usize, const T: usize>(
-    quants: &[u8],
-    scales: &[TileScales],
+pub(super) unsafe fn blocks<const BYTES: usize, const T: usize, const H: usize>(
+    tile: Tile<'_>,
     x: &[&[QuantizedBlock]; T],
     sums: &mut [TileSums; T],
-    dots: impl Fn(&[u8; BYTES], [&QuantizedBlock; T]) -> [[__m256i; 2]; T],
+    first: usize,
+    dots: impl Fn(&[u8; BYTES], [&QuantizedBlock; T]) -> [[__m256i; H]; T],
 ) {
-    // SAFETY: a token's sums are 16 numbers.
-    let mut acc: [[__m256; 2]; T] = std::array::from_fn(|t| unsafe {
-        [_mm256_loadu_ps(sums[t].as_ptr()), _mm256_loadu_ps(sums[t].as_ptr().add(8))]
-    });
-    for (b, (quants, scales)) in quants.as_chunks::<BYTES>().0.iter().zip(scales).enumerate() {
+    let mut acc = [[_mm256_setzero_ps(); H]; T];
+    for (acc, sums) in acc.iter_mut().zip(&*sums) {
+        for (acc, sums) in acc.iter_mut().zip(&sums.as_chunks::<8>().0[first..]) {
+            // SAFETY: these are 8 numbers.
+            *acc = unsafe { _mm256_loadu_ps(sums.as_ptr()) };
+        }
+    }
+    let quants = tile.quants.as_chunks::<BYTES>().0;
+    for (b, (quants, scales)) in quants.iter().zip(tile.scales).enumerate() {
         // SAFETY: `b` counts blocks, and the caller promises that every token has as many.
         let x: [&QuantizedBlock; T] = std::array::from_fn(|t| unsafe { x[t].get_unchecked(b) });
         // More tokens leave the memory time to look ahead by itself.
-        if T <= 2 {
+        if T <= FEW {
             prefetch(quants, AHEAD);
             // Two blocks' scales are in one cache line.
             if b % 2 == 0 {
@@ -154,10 +186,9 @@ pub(super) unsafe fn blocks<const BYTES: usize, const T: usize>(
             }
         }
         let dots = dots(quants, x);
-        for half in 0..2 {
-            // SAFETY: a block's scales are 16 f16; each half is 8 of them.
-            let scales =
-                _mm256_cvtph_ps(unsafe { _mm_loadu_si128(scales.as_ptr().add(8 * half).cast()) });
+        for (half, scales) in scales.as_chunks::<8>().0[first..][..H].iter().enumerate() {
+            // SAFETY: these are 8 f16.
+            let scales = _mm256_cvtph_ps(unsafe { _mm_loadu_si128(scales.as_ptr().cast()) });
             for t in 0..T {
                 let scale = _mm256_mul_ps(scales, _mm256_set1_ps(x[t].scale));
                 let dot = _mm256_cvtepi32_ps(dots[t][half]);
@@ -165,11 +196,10 @@ pub(super) unsafe fn blocks<const BYTES: usize, const T: usize>(
             }
         }
     }
-    for t in 0..T {
-        // SAFETY: as where they were loaded.
-        unsafe {
-            _mm256_storeu_ps(sums[t].as_mut_ptr(), acc[t][0]);
-            _mm256_storeu_ps(sums[t].as_mut_ptr().add(8), acc[t][1]);
+    for (acc, sums) in acc.iter().zip(sums) {
+        for (acc, sums) in acc.iter().zip(&mut sums.as_chunks_mut::<8>().0[first..]) {
+            // SAFETY: these are 8 numbers.
+            unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), *acc) };
         }
     }
 }
@@ -192,19 +222,21 @@ pub(super) fn quants_at<const BYTES: usize>(quants: &[u8; BYTES], vector: usize)
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn whole_dots_q4_0<const T: usize>(
+fn whole_dots_q4_0<const T: usize, const H: usize>(
     quants: &[u8; 256],
     x: [&QuantizedBlock; T],
-) -> [[__m256i; 2]; T] {
+    first: usize,
+) -> [[__m256i; H]; T] {
     let mask = _mm256_set1_epi8(15);
-    let mut sums = [[_mm256_setzero_si256(); 2]; T];
+    let mut sums = [[_mm256_setzero_si256(); H]; T];
     for group in 0..4 {
-        let packed: [_; 2] = std::array::from_fn(|half| quants_at(quants, 2 * group + half));
+        let packed: [_; H] =
+            std::array::from_fn(|half| quants_at(quants, 2 * group + first + half));
         let low = packed.map(|q| _mm256_and_si256(q, mask));
         let high = packed.map(|q| _mm256_and_si256(_mm256_srli_epi16::<4>(q), mask));
         for t in 0..T {
             for (q, x) in [(low, group_of(x[t], group)), (high, group_of(x[t], group + 4))] {
-                for half in 0..2 {
+                for half in 0..H {
                     let products = _mm256_maddubs_epi16(q[half], x);
                     sums[t][half] = _mm256_add_epi16(sums[t][half], products);
                 }
@@ -219,18 +251,19 @@ fn whole_dots_q4_0<const T: usize>(
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn whole_dots_q8_0<const T: usize>(
+fn whole_dots_q8_0<const T: usize, const H: usize>(
     quants: &[u8; 512],
     x: [&QuantizedBlock; T],
-) -> [[__m256i; 2]; T] {
+    first: usize,
+) -> [[__m256i; H]; T] {
     let ones = _mm256_set1_epi16(1);
-    let mut sums = [[_mm256_setzero_si256(); 2]; T];
+    let mut sums = [[_mm256_setzero_si256(); H]; T];
     for group in 0..8 {
-        let q: [_; 2] = std::array::from_fn(|half| quants_at(quants, 2 * group + half));
+        let q: [_; H] = std::array::from_fn(|half| quants_at(quants, 2 * group + first + half));
         let magnitudes = q.map(|q| _mm256_abs_epi8(q));
         for t in 0..T {
             let x = group_of(x[t], group);
-            for half in 0..2 {
+            for half in 0..H {
                 let signed = _mm256_sign_epi8(x, q[half]);
                 let pairs = _mm256_maddubs_epi16(magnitudes[half], signed);
                 sums[t][half] = _mm256_add_epi32(sums[t][half], _mm256_madd_epi16(pairs, ones));

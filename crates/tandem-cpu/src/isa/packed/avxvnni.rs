@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 
 use tandem_memory::PackedType;
 
-use super::avx2::{self, Avx2, group_of, quants_at};
+use super::avx2::{self, Avx2, FEW, group_of, quants_at};
 use super::{CHAINS, PackedKernels, QuantizedBlock, Tile, TileSums, Tokens};
 
 /// The packed kernels for machines with AVX-VNNI. A value is the proof that this machine has it.
@@ -54,12 +54,35 @@ unsafe fn dots<const T: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
+        if T <= FEW {
+            halves::<T, 2>(tile, x, sums, 0);
+        } else {
+            halves::<T, 1>(tile, x, sums, 0);
+            halves::<T, 1>(tile, x, sums, 1);
+        }
+    }
+}
+
+/// Sums of `T` tokens for `H` halves of the tile from the `first` on.
+///
+/// # Safety
+/// Every token must have as many blocks as the tile.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+#[inline]
+unsafe fn halves<const T: usize, const H: usize>(
+    tile: Tile<'_>,
+    x: &[&[QuantizedBlock]; T],
+    sums: &mut [TileSums; T],
+    first: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
         match tile.kind {
-            PackedType::Q4_0 => avx2::blocks(tile.quants, tile.scales, x, sums, |quants, x| {
-                whole_dots_q4_0(quants, x)
+            PackedType::Q4_0 => avx2::blocks(tile, x, sums, first, |quants, x| {
+                whole_dots_q4_0::<T, H>(quants, x, first)
             }),
-            PackedType::Q8_0 => avx2::blocks(tile.quants, tile.scales, x, sums, |quants, x| {
-                whole_dots_q8_0(quants, x)
+            PackedType::Q8_0 => avx2::blocks(tile, x, sums, first, |quants, x| {
+                whole_dots_q8_0::<T, H>(quants, x, first)
             }),
         }
     }
@@ -67,19 +90,21 @@ unsafe fn dots<const T: usize>(
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 #[inline]
-fn whole_dots_q4_0<const T: usize>(
+fn whole_dots_q4_0<const T: usize, const H: usize>(
     quants: &[u8; 256],
     x: [&QuantizedBlock; T],
-) -> [[__m256i; 2]; T] {
+    first: usize,
+) -> [[__m256i; H]; T] {
     let mask = _mm256_set1_epi8(15);
-    let mut sums: [[_; 2]; T] = x.map(|x| [_mm256_set1_epi32(x.offset); 2]);
+    let mut sums: [[_; H]; T] = x.map(|x| [_mm256_set1_epi32(x.offset); H]);
     for group in 0..4 {
-        let packed: [_; 2] = std::array::from_fn(|half| quants_at(quants, 2 * group + half));
+        let packed: [_; H] =
+            std::array::from_fn(|half| quants_at(quants, 2 * group + first + half));
         let low = packed.map(|q| _mm256_and_si256(q, mask));
         let high = packed.map(|q| _mm256_and_si256(_mm256_srli_epi16::<4>(q), mask));
         for t in 0..T {
             for (q, x) in [(low, group_of(x[t], group)), (high, group_of(x[t], group + 4))] {
-                for half in 0..2 {
+                for half in 0..H {
                     sums[t][half] = _mm256_dpbusd_avx_epi32(sums[t][half], q[half], x);
                 }
             }
@@ -90,18 +115,20 @@ fn whole_dots_q4_0<const T: usize>(
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 #[inline]
-fn whole_dots_q8_0<const T: usize>(
+fn whole_dots_q8_0<const T: usize, const H: usize>(
     quants: &[u8; 512],
     x: [&QuantizedBlock; T],
-) -> [[__m256i; 2]; T] {
+    first: usize,
+) -> [[__m256i; H]; T] {
     let flip = _mm256_set1_epi8(i8::MIN);
-    let mut sums: [[_; 2]; T] = x.map(|x| [_mm256_set1_epi32(16 * x.offset); 2]);
+    let mut sums: [[_; H]; T] = x.map(|x| [_mm256_set1_epi32(16 * x.offset); H]);
     for group in 0..8 {
-        let q: [_; 2] =
-            std::array::from_fn(|half| _mm256_xor_si256(quants_at(quants, 2 * group + half), flip));
+        let q: [_; H] = std::array::from_fn(|half| {
+            _mm256_xor_si256(quants_at(quants, 2 * group + first + half), flip)
+        });
         for t in 0..T {
             let x = group_of(x[t], group);
-            for half in 0..2 {
+            for half in 0..H {
                 sums[t][half] = _mm256_dpbusd_avx_epi32(sums[t][half], q[half], x);
             }
         }

@@ -7,7 +7,7 @@
 //! stops halfway therefore leaves no half-written token: [`KvCache::len`] has not moved, and the next write
 //! overwrites what the stopped one left.
 
-use crate::aligned::{AlignedBuffer, AllocError};
+use crate::aligned::{AlignedBuffer, AllocError, Allocator, SystemMemory};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
@@ -95,12 +95,27 @@ impl KvCache {
         capacity: usize,
         kind: KvType,
     ) -> Result<Self, KvError> {
+        Self::new_in(&SystemMemory, layers, kv_heads, head_dim, capacity, kind)
+    }
+
+    /// As [`Self::new`], in memory from `allocator`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn new_in(
+        allocator: &dyn Allocator,
+        layers: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        capacity: usize,
+        kind: KvType,
+    ) -> Result<Self, KvError> {
         let bytes = [2, kind.bytes(), kv_heads, head_dim, capacity]
             .into_iter()
             .try_fold(layers, usize::checked_mul)
             .filter(|&bytes| bytes > 0)
             .ok_or(KvError::Shape { layers, kv_heads, head_dim, capacity })?;
-        let buffer = AlignedBuffer::zeroed(bytes)?;
+        let buffer = allocator.zeroed(bytes)?;
         Ok(Self { buffer, kind, written: vec![0; layers], kv_heads, head_dim, capacity })
     }
 

@@ -28,28 +28,34 @@ pub fn run_python(script: &str, args: &[&str]) -> String {
 }
 
 fn prepare() -> PathBuf {
-    let requirements_file = testdata("python-requirements.txt");
-    let requirements = fs::read_to_string(&requirements_file).expect("requirements are readable");
+    environment("test-python", &testdata("python-requirements.txt")).join("bin").join("python")
+}
+
+/// The virtual environment `target/<name>`, with the packages that a requirements file lists.
+///
+/// # Panics
+/// When there is no Python with `venv`, or the packages cannot be installed.
+pub(crate) fn environment(name: &str, requirements_file: &Path) -> PathBuf {
+    let requirements = fs::read_to_string(requirements_file).expect("requirements are readable");
     let target = workspace_root().join("target");
-    let venv = target.join("test-python");
+    let venv = target.join(name);
     let stamp = venv.join("complete");
-    let interpreter = venv.join("bin").join("python");
 
     fs::create_dir_all(&target).expect("target folder can be made");
-    let lock = File::create(target.join("test-python.lock")).expect("lock file can be made");
+    let lock = File::create(target.join(format!("{name}.lock"))).expect("lock file can be made");
     lock.lock().expect("lock can be taken"); // released when `lock` is dropped, also by a crash
     if fs::read_to_string(&stamp).is_ok_and(|made_from| made_from == requirements) {
-        return interpreter;
+        return venv;
     }
     if venv.exists() {
         fs::remove_dir_all(&venv).expect("outdated environment can be removed");
     }
     create(&venv);
-    run(Command::new(&interpreter)
+    run(Command::new(venv.join("bin").join("python"))
         .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"])
-        .arg(&requirements_file));
+        .arg(requirements_file));
     fs::write(&stamp, requirements).expect("stamp can be written");
-    interpreter
+    venv
 }
 
 fn create(venv: &Path) {

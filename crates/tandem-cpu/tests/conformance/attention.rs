@@ -4,8 +4,9 @@ use half::f16;
 use tandem_cpu::Cpu;
 use tandem_cpu::ops::attention;
 use tandem_memory::{KvCache, KvType};
+use tandem_testkit::oracle::{U, assert_close};
 
-use super::{Random, U, assert_close, on_every_isa, roundings};
+use super::{Random, on_every_isa, roundings};
 
 /// One call, and what the oracle needs to repeat it.
 struct Case {

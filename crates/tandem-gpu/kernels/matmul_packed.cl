@@ -4,9 +4,11 @@
 // quants, where the team's loads are one run of memory, and multiplies them with the activations of some tokens,
 // which are the same for all lanes.
 //
-// Compiled for BITS (4 or 8), BLOCKS (columns / 32), PLANES (1, or 2 where each token has a second row of what the
-// first leaves out), BIAS and ADD_TO (0 or 1: whether a bias is added, and whether the result is added to what is in
-// `out`), TOKENS (how many a team takes).
+// Compiled for BITS (4 or 8), PLANES (1, or 2 where each token has a second row of what the
+// first leaves out), TOKENS (how many a team takes). `blocks` are columns / 32; `flags` say what becomes of the product.
+
+#define HAS_BIAS 1u // there is a bias to be added
+#define ADD_TO 2u   // the result is added to what is in `out`
 
 #if BITS == 4
 #define BLOCK_WORDS 64
@@ -44,18 +46,18 @@ inline int dot_block(uint8 q, uint8 x, int offset) {
 
 // Adds the blocks `block`, `block + step` and so on of a tile to `sums`, one for each of the rows of activations
 // from `row` on; rows from `row_end` on are read as the last one, and their sums mean nothing.
-inline void add_blocks(global const uchar *weights, uint tiles, uint tile, uint block, uint step,
+inline void add_blocks(global const uchar *weights, uint tiles, uint blocks, uint tile, uint block, uint step,
                        global const uint8 *values, global const float *scales, global const int *offsets,
                        const uint *rows, float *sums) {
-    global const uint *quants = (global const uint *)weights + (ulong)tile * (BLOCKS * BLOCK_WORDS);
+    global const uint *quants = (global const uint *)weights + (ulong)tile * blocks * BLOCK_WORDS;
     global const half *weight_scales =
-        (global const half *)(weights + (ulong)tiles * (BLOCKS * BLOCK_WORDS * 4)) + (ulong)tile * (BLOCKS * LANES);
-    for (; block < BLOCKS; block += step) {
+        (global const half *)(weights + (ulong)tiles * blocks * (BLOCK_WORDS * 4)) + (ulong)tile * blocks * LANES;
+    for (; block < blocks; block += step) {
         const uint8 q = load_quants(quants + block * BLOCK_WORDS);
         const float scale = vload_half(block * LANES + LANE, weight_scales);
         __attribute__((opencl_unroll_hint(ROWS)))
         for (uint r = 0; r < ROWS; r++) {
-            const uint at = rows[r] * BLOCKS + block;
+            const uint at = rows[r] * blocks + block;
             sums[r] += convert_float(dot_block(q, values[at], offsets[at])) * (scale * scales[at]);
         }
     }
@@ -70,18 +72,17 @@ inline float of_token(const float *sums, uint token) {
 #endif
 }
 
-inline void store(global float *out, ulong at, float result) {
-#if ADD_TO
-    out[at] += result;
-#else
-    out[at] = result;
-#endif
+inline void store(float sum, global const float *bias, uint row, global float *out, ulong at, uint flags) {
+    if (flags & HAS_BIAS) {
+        sum += bias[row];
+    }
+    out[at] = (flags & ADD_TO) ? out[at] + sum : sum;
 }
 
 // Few tokens: the 16 teams of a group share the columns of one tile, so that one token's product has work for a whole
 // device. Group ids: tile, block of tokens.
-KERNEL matvec(IN(weights), const uint rows, IN(bias), IN(values), IN(scales), IN(offsets), const uint tokens,
-              OUT(out)) {
+KERNEL matvec(IN(weights), const uint rows, const uint blocks, IN(bias), IN(values), IN(scales), IN(offsets), const uint tokens,
+              OUT(out), const uint flags) {
     IN_PTR(uchar, weights);
     IN_PTR(float, bias);
     IN_PTR(uint8, values);
@@ -96,7 +97,7 @@ KERNEL matvec(IN(weights), const uint rows, IN(bias), IN(values), IN(scales), IN
         x_rows[r] = min(first + r / PLANES, tokens - 1) * PLANES + r % PLANES;
         sums[r] = 0.0f;
     }
-    add_blocks(weights, (rows + LANES - 1) / LANES, tile, TEAM, TEAMS, values, scales, offsets, x_rows, sums);
+    add_blocks(weights, (rows + LANES - 1) / LANES, blocks, tile, TEAM, TEAMS, values, scales, offsets, x_rows, sums);
     for (uint t = 0; t < TOKENS; t++) {
         partial[(TEAM * TOKENS + t) * LANES + LANE] = of_token(sums, t);
     }
@@ -108,18 +109,15 @@ KERNEL matvec(IN(weights), const uint rows, IN(bias), IN(values), IN(scales), IN
             sum += partial[team * TOKENS * LANES + i];
         }
         if (token < tokens && row < rows) {
-#if BIAS
-            sum += bias[row];
-#endif
-            store(out, (ulong)token * rows + row, sum);
+            store(sum, bias, row, out, (ulong)token * rows + row, flags);
         }
     }
 }
 
 // Many tokens: each team has a tile and TOKENS tokens of its own. The teams of a group have four tiles and four
 // blocks of tokens, so that what one loads is in the cache for others. Group ids: four tiles, four blocks of tokens.
-KERNEL matmul(IN(weights), const uint rows, IN(bias), IN(values), IN(scales), IN(offsets), const uint tokens,
-              OUT(out)) {
+KERNEL matmul(IN(weights), const uint rows, const uint blocks, IN(bias), IN(values), IN(scales), IN(offsets), const uint tokens,
+              OUT(out), const uint flags) {
     IN_PTR(uchar, weights);
     IN_PTR(float, bias);
     IN_PTR(uint8, values);
@@ -137,15 +135,11 @@ KERNEL matmul(IN(weights), const uint rows, IN(bias), IN(values), IN(scales), IN
         x_rows[r] = min(first + r / PLANES, tokens - 1) * PLANES + r % PLANES;
         sums[r] = 0.0f;
     }
-    add_blocks(weights, tiles, tile, 0, 1, values, scales, offsets, x_rows, sums);
+    add_blocks(weights, tiles, blocks, tile, 0, 1, values, scales, offsets, x_rows, sums);
     const uint row = tile * LANES + LANE;
     if (row < rows) {
         for (uint t = 0; t < TOKENS && first + t < tokens; t++) {
-            float sum = of_token(sums, t);
-#if BIAS
-            sum += bias[row];
-#endif
-            store(out, (ulong)(first + t) * rows + row, sum);
+            store(of_token(sums, t), bias, row, out, (ulong)(first + t) * rows + row, flags);
         }
     }
 }

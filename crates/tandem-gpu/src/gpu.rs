@@ -191,6 +191,21 @@ impl Gpu {
         }
     }
 
+    /// Whether the device uses these bytes where they are, by its driver's own account: memory that was allocated
+    /// for it by pointer, or a buffer that maps to its own address.
+    ///
+    /// # Errors
+    /// When they were not allocated for this device.
+    pub fn is_in_place(&self, bytes: &[u8]) -> Result<bool> {
+        match self.memory.place(bytes)? {
+            Place::Pointer(_) => Ok(true),
+            Place::Buffer(buffer, offset) => {
+                let mapped = self.queue.mapped_address(&buffer, offset + bytes.len())?;
+                Ok(mapped + offset == bytes.as_ptr() as usize)
+            }
+        }
+    }
+
     /// Lends memory to the device while `work` enqueues kernels, and waits for them at the end.
     ///
     /// # Errors

@@ -17,6 +17,10 @@ const TEAM_ROWS: usize = 8;
 /// Tiles, and blocks of tokens, of a work-group.
 const SIDE: usize = 4;
 
+/// Flags of the kernels, as in their source.
+const HAS_BIAS: usize = 1;
+const ADD_TO: usize = 2;
+
 /// A packed matrix that is lent to a device.
 #[derive(Clone, Debug)]
 pub struct PackedWeights<'scope> {
@@ -85,17 +89,12 @@ pub fn matmul(
     }
     let planes = x.planes();
     let few = tokens <= FEW_TOKENS;
-    // As many as there are, up to what a team takes: a program for each number of tokens that is decoded together.
-    let team_tokens = if few { tokens.clamp(1, TEAM_ROWS / planes) } else { TEAM_ROWS / planes };
+    let most = TEAM_ROWS / planes;
+    // Few are filled up to a power of two: each number would be a program of its own.
+    let team_tokens = if few { tokens.next_power_of_two().min(most) } else { most };
     let (tiles, blocks) = (weights.layout.tiles(), tokens.div_ceil(team_tokens));
-    let defines = [
-        ("BITS", bits(weights.layout.kind())),
-        ("BLOCKS", weights.layout.blocks()),
-        ("PLANES", planes),
-        ("BIAS", usize::from(bias.is_some())),
-        ("ADD_TO", usize::from(output == Output::Add)),
-        ("TOKENS", team_tokens),
-    ];
+    let defines =
+        [("BITS", bits(weights.layout.kind())), ("PLANES", planes), ("TOKENS", team_tokens)];
     let (name, global) = if few {
         ("matvec", [tiles * GROUP, blocks, 1])
     } else {
@@ -103,9 +102,11 @@ pub fn matmul(
     };
     let work = Work { source: SOURCE, name, defines: &defines, global, local: LOCAL };
     let (values, scales, offsets) = x.parts();
+    let flags =
+        HAS_BIAS * usize::from(bias.is_some()) + ADD_TO * usize::from(output == Output::Add);
     // Something must be passed for a bias that is not there; it is not read.
     let bias = bias.map_or_else(|| (&**scales).into(), Into::into);
-    // SAFETY: the weights are those of their layout, which the kernel computes from `rows` and BLOCKS; activations,
+    // SAFETY: the weights are those of their layout, which the kernel computes from `rows` and blocks; activations,
     // bias and output have been checked against it above.
     unsafe {
         scope.launch(
@@ -113,12 +114,14 @@ pub fn matmul(
             &[
                 (&weights.bytes).into(),
                 rows.into(),
+                weights.layout.blocks().into(),
                 bias,
                 values.into(),
                 scales.into(),
                 offsets.into(),
                 tokens.into(),
                 out.into(),
+                flags.into(),
             ],
         )
     }

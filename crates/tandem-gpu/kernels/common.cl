@@ -14,7 +14,6 @@
 #define GROUP 256
 
 #ifdef SUBGROUPS
-#pragma OPENCL EXTENSION cl_intel_required_subgroup_size : enable
 #define TEAM_SIZE __attribute__((intel_reqd_sub_group_size(LANES)))
 #else
 #define TEAM_SIZE

@@ -6,11 +6,12 @@
 //! - [`Gpu`]: a device in use. Kernels are enqueued in a [`Scope`], to which memory is lent; its end waits.
 //! - [`ops`]: the operations, with their shapes checked. Kernels are in `kernels/`, one operation a file, each in
 //!   three [paths](Path). One conformance suite (`tests/conformance`) runs against every device and path.
-//! - [`measure`]: what a device's memory allows.
+//! - [`measure`]: what a device's memory allows. [`doctor`]: why a GPU is not seen.
 
 mod choice;
 mod cl;
 mod device;
+pub mod doctor;
 mod error;
 mod gpu;
 pub mod measure;

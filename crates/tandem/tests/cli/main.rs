@@ -2,6 +2,7 @@
 
 mod chat;
 mod convert;
+mod devices;
 mod logits;
 mod other;
 mod run;

@@ -1,9 +1,11 @@
-//! Everything that is not `cargo build`: `cargo xtask test`, `cargo xtask demo`, `cargo xtask fullsize`.
+//! Everything that is not `cargo build`: `cargo xtask test`, `cargo xtask demo`, `cargo xtask fullsize`,
+//! `cargo xtask kernels`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for developers at a terminal
 
 mod demo;
 mod fullsize;
+mod kernels;
 mod shell;
 mod test;
 
@@ -24,6 +26,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Make a full-size checkpoint with random weights (7.5 GB) and hold Tandem against the reference's results
     Fullsize(fullsize::FullsizeArgs),
+    /// Compile every GPU kernel for Meteor Lake with Intel's offline compiler, and judge what comes out
+    Kernels(kernels::KernelsArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -31,5 +35,6 @@ fn main() -> anyhow::Result<()> {
         Command::Test(args) => test::test(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Fullsize(args) => fullsize::fullsize(&args),
+        Command::Kernels(args) => kernels::kernels(&args),
     }
 }

@@ -9,6 +9,7 @@
 
 #define HAS_BIAS 1u // there is a bias to be added
 #define ADD_TO 2u   // the result is added to what is in `out`
+#define SELECT 4u   // uses of experts take the activations of their tokens, rather than their own
 
 #if BITS == 4
 #define BLOCK_WORDS 64
@@ -79,6 +80,25 @@ inline void store(float sum, global const float *bias, uint row, global float *o
     out[at] = (flags & ADD_TO) ? out[at] + sum : sum;
 }
 
+// The sums of all teams for one tile, written to rows `first` to `end` of `out`.
+inline void store_tile(const float *sums, local float *partial, global const float *bias, uint tile, uint rows,
+                       uint first, uint end, global float *out, uint flags) {
+    for (uint t = 0; t < TOKENS; t++) {
+        partial[(TEAM * TOKENS + t) * LANES + LANE] = of_token(sums, t);
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (uint i = get_local_id(0); i < TOKENS * LANES; i += GROUP) {
+        const uint token = first + i / LANES, row = tile * LANES + i % LANES;
+        float sum = 0.0f;
+        for (uint team = 0; team < TEAMS; team++) {
+            sum += partial[team * TOKENS * LANES + i];
+        }
+        if (token < end && row < rows) {
+            store(sum, bias, row, out, (ulong)token * rows + row, flags);
+        }
+    }
+}
+
 // Few tokens: the 16 teams of a group share the columns of one tile, so that one token's product has work for a whole
 // device. Group ids: tile, block of tokens.
 KERNEL matvec(IN(weights), const uint rows, const uint blocks, IN(bias), IN(values), IN(scales), IN(offsets), const uint tokens,
@@ -98,20 +118,7 @@ KERNEL matvec(IN(weights), const uint rows, const uint blocks, IN(bias), IN(valu
         sums[r] = 0.0f;
     }
     add_blocks(weights, (rows + LANES - 1) / LANES, blocks, tile, TEAM, TEAMS, values, scales, offsets, x_rows, sums);
-    for (uint t = 0; t < TOKENS; t++) {
-        partial[(TEAM * TOKENS + t) * LANES + LANE] = of_token(sums, t);
-    }
-    barrier(CLK_LOCAL_MEM_FENCE);
-    for (uint i = get_local_id(0); i < TOKENS * LANES; i += GROUP) {
-        const uint token = first + i / LANES, row = tile * LANES + i % LANES;
-        float sum = 0.0f;
-        for (uint team = 0; team < TEAMS; team++) {
-            sum += partial[team * TOKENS * LANES + i];
-        }
-        if (token < tokens && row < rows) {
-            store(sum, bias, row, out, (ulong)token * rows + row, flags);
-        }
-    }
+    store_tile(sums, partial, bias, tile, rows, first, tokens, out, flags);
 }
 
 // Many tokens: each team has a tile and TOKENS tokens of its own. The teams of a group have four tiles and four
@@ -142,4 +149,35 @@ KERNEL matmul(IN(weights), const uint rows, const uint blocks, IN(bias), IN(valu
             store(of_token(sums, t), bias, row, out, (ulong)(first + t) * rows + row, flags);
         }
     }
+}
+
+// Products of the uses of experts (`group_experts.cl`), each with its expert's matrix, which begins `matrices[expert]`
+// bytes into `weights`; all have the same shape. Group ids: tile, expert, block of the expert's uses: as many as there
+// could be, most of which have nothing to do.
+KERNEL experts(IN(weights), IN(matrices), const uint rows, const uint blocks, IN(starts), IN(use_tokens), IN(values),
+               IN(scales), IN(offsets), OUT(out), const uint flags) {
+    IN_PTR(uchar, weights);
+    IN_PTR(ulong, matrices);
+    IN_PTR(uint, starts);
+    IN_PTR(uint, use_tokens);
+    IN_PTR(uint8, values);
+    IN_PTR(float, scales);
+    IN_PTR(int, offsets);
+    OUT_PTR(float, out);
+    local float partial[TEAMS * TOKENS * LANES];
+    const uint tile = get_group_id(0), expert = get_group_id(1);
+    const uint first = starts[expert] + get_group_id(2) * TOKENS, end = starts[expert + 1];
+    if (first >= end) {
+        return;
+    }
+    uint x_rows[ROWS];
+    float sums[ROWS];
+    for (uint r = 0; r < ROWS; r++) {
+        const uint use = min(first + r / PLANES, end - 1);
+        x_rows[r] = ((flags & SELECT) ? use_tokens[use] : use) * PLANES + r % PLANES;
+        sums[r] = 0.0f;
+    }
+    add_blocks(weights + matrices[expert], (rows + LANES - 1) / LANES, blocks, tile, TEAM, TEAMS, values, scales,
+               offsets, x_rows, sums);
+    store_tile(sums, partial, scales, tile, rows, first, end, out, flags);
 }

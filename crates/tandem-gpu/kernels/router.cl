@@ -14,17 +14,12 @@ inline uint best_of(global const float *logits, uint except) {
     return best;
 }
 
-// The larger of two numbers, or the one that is a number.
-inline float larger(float a, float b) {
-    return fmax(a, b);
-}
-
 inline float weight_of(global const float *logits, uint chosen, uint except, float jitter) {
     const float largest = logits[chosen];
     float sum = 0.0f;
     for (uint j = 0; j < EXPERTS; j++) {
         const float s = logits[j];
-        const bool masked = (largest - s) / larger(fabs(s), largest) > 2.0f * jitter;
+        const bool masked = (largest - s) / fmax(fabs(s), largest) > 2.0f * jitter;
         if (j != except && !masked) {
             sum += exp(s - largest);
         }

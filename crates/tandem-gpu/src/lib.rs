@@ -8,6 +8,7 @@
 //!   three [paths](Path). One conformance suite (`tests/conformance`) runs against every device and path.
 //! - [`measure`]: what a device's memory allows. [`doctor`]: why a GPU is not seen.
 
+mod builds;
 mod choice;
 mod cl;
 mod device;
@@ -21,6 +22,7 @@ mod path;
 mod program;
 mod usm;
 
+pub use builds::{TargetBuild, target_builds};
 pub use choice::{DeviceChoice, Unused, choose, find_device, fits};
 pub use device::{Device, DeviceInfo, DeviceKind, UsmKinds, devices};
 pub use error::{GpuError, NoOpenCl, Result};

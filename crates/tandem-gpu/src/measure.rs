@@ -10,7 +10,7 @@ use crate::gpu::{Gpu, GpuVec, RegionMut, Scope, Work};
 use crate::path::GROUP;
 use crate::program::Source;
 
-const SOURCE: Source =
+pub(crate) const SOURCE: Source =
     Source { file: "bandwidth.cl", text: include_str!("../kernels/bandwidth.cl") };
 
 /// Bytes of one of the two buffers: far more than any cache, and little time.

@@ -49,21 +49,27 @@ impl Path {
 
     /// Options of the compiler that choose the path in the kernels' source.
     pub(crate) fn options(self, device: &DeviceInfo) -> String {
-        let mut options = match self {
+        let mut flags = self.flags(device.subgroup_block_reads, device.exact_division);
+        if self == Self::Subgroup && device.opencl_c < (3, 0) {
+            flags[0] = "-cl-std=CL2.0".to_owned();
+        }
+        flags.join(" ")
+    }
+
+    /// The options for a device of OpenCL C 3.0, one by one.
+    pub(crate) fn flags(self, block_reads: bool, exact_division: bool) -> Vec<String> {
+        let mut flags = match self {
             // The least that a device can have: what compiles so runs everywhere.
-            Self::Portable => String::from("-cl-std=CL1.2"),
-            Self::Dot => String::from("-cl-std=CL3.0 -DSUBGROUPS -DDOT"),
-            Self::Subgroup if device.opencl_c >= (3, 0) => {
-                String::from("-cl-std=CL3.0 -DSUBGROUPS")
-            }
-            Self::Subgroup => String::from("-cl-std=CL2.0 -DSUBGROUPS"),
+            Self::Portable => vec!["-cl-std=CL1.2"],
+            Self::Subgroup => vec!["-cl-std=CL3.0", "-DSUBGROUPS"],
+            Self::Dot => vec!["-cl-std=CL3.0", "-DSUBGROUPS", "-DDOT"],
         };
-        if self != Self::Portable && device.subgroup_block_reads {
-            options.push_str(" -DBLOCK_READS");
+        if self != Self::Portable && block_reads {
+            flags.push("-DBLOCK_READS");
         }
-        if device.exact_division {
-            options.push_str(" -cl-fp32-correctly-rounded-divide-sqrt");
+        if exact_division {
+            flags.push("-cl-fp32-correctly-rounded-divide-sqrt");
         }
-        options
+        flags.into_iter().map(str::to_owned).collect()
     }
 }

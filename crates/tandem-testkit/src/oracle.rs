@@ -116,3 +116,67 @@ pub fn rope(x: &[f32], dim: usize, theta: f32, position: usize) -> Vec<Expected>
         })
         .collect()
 }
+
+/// Queries of some tokens over keys and values.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// `[token][head][dim]`.
+    pub q: &'a [f32],
+    /// `[position][kv_head][dim]`, as stored.
+    pub k: &'a [f32],
+    /// As the keys; at most 1.
+    pub v: &'a [f32],
+    /// Query heads.
+    pub heads: usize,
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Numbers of a head.
+    pub dim: usize,
+    /// Position of the first token.
+    pub start: usize,
+    /// How many keys a query sees at most, its own included.
+    pub window: Option<usize>,
+}
+
+impl Attention<'_> {
+    /// Softmax of all scores at once. The error that f32 may make is the scores' rounding, `roundings` for each, which
+    /// moves a weight by as much relative to itself, and that of the weighted sum.
+    pub fn expected(&self, roundings: f64) -> Vec<Expected> {
+        let tokens = self.q.len() / (self.heads * self.dim);
+        let queries = (0..tokens).flat_map(|token| (0..self.heads).map(move |head| (token, head)));
+        queries.flat_map(|(token, head)| self.of_query(token, head, roundings)).collect()
+    }
+
+    fn of_query(&self, token: usize, head: usize, roundings: f64) -> Vec<Expected> {
+        let i = self.start + token;
+        let visible: Vec<usize> =
+            (0..=i).filter(|j| self.window.is_none_or(|window| j + window > i)).collect();
+        let kv_head = head / (self.heads / self.kv_heads);
+        let row = |all: &[f32], position: usize| -> Vec<f64> {
+            let at = (position * self.kv_heads + kv_head) * self.dim;
+            all[at..at + self.dim].iter().map(|x| f64::from(*x)).collect()
+        };
+        let q = &self.q[(token * self.heads + head) * self.dim..][..self.dim];
+        let scale = 1.0 / (self.dim as f64).sqrt();
+        let mut worst = 0f64;
+        let scores: Vec<f64> = (visible.iter())
+            .map(|&j| {
+                let terms: Vec<f64> =
+                    q.iter().zip(row(self.k, j)).map(|(q, k)| f64::from(*q) * k * scale).collect();
+                worst = worst.max(terms.iter().map(|term| term.abs()).sum());
+                terms.iter().sum()
+            })
+            .collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        let mut mixed = vec![0.0; self.dim];
+        for (&j, weight) in visible.iter().zip(&weights) {
+            for (mixed, v) in mixed.iter_mut().zip(row(self.v, j)) {
+                *mixed += weight / sum * v;
+            }
+        }
+        let tolerance = 2.0 * roundings * U * worst + (visible.len() + 64) as f64 * U;
+        mixed.into_iter().map(|x| (x, tolerance)).collect()
+    }
+}

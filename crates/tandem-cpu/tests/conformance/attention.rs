@@ -4,7 +4,7 @@ use half::f16;
 use tandem_cpu::Cpu;
 use tandem_cpu::ops::attention;
 use tandem_memory::{KvCache, KvType};
-use tandem_testkit::oracle::{U, assert_close};
+use tandem_testkit::oracle::{Attention, Expected, assert_close};
 
 use super::{Random, on_every_isa, roundings};
 
@@ -56,49 +56,10 @@ impl Case {
         out
     }
 
-    /// Softmax of all scores at once, in f64, with the error that f32 may make: the scores' rounding, which
-    /// moves a weight by as much relative to itself, and that of the weighted sum. Values are at most 1.
-    fn oracle(&self, data: &Data) -> Vec<(f64, f64)> {
-        let mut out = Vec::new();
-        for token in 0..self.tokens {
-            let i = self.start + token;
-            let visible: Vec<usize> =
-                (0..=i).filter(|j| self.window.is_none_or(|window| j + window > i)).collect();
-            for head in 0..self.heads {
-                let kv_head = head / (self.heads / self.kv_heads);
-                let row = |all: &[f32], position: usize| -> Vec<f64> {
-                    let at = (position * self.kv_heads + kv_head) * self.dim;
-                    all[at..at + self.dim].iter().map(|x| f64::from(*x)).collect()
-                };
-                let q = &data.q[(token * self.heads + head) * self.dim..][..self.dim];
-                let scale = 1.0 / (self.dim as f64).sqrt();
-                let mut worst = 0f64;
-                let scores: Vec<f64> = (visible.iter())
-                    .map(|&j| {
-                        let terms: Vec<f64> = q
-                            .iter()
-                            .zip(row(&data.k, j))
-                            .map(|(q, k)| f64::from(*q) * k * scale)
-                            .collect();
-                        worst = worst.max(terms.iter().map(|term| term.abs()).sum());
-                        terms.iter().sum()
-                    })
-                    .collect();
-                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-                let sum: f64 = weights.iter().sum();
-                let mut mixed = vec![0.0; self.dim];
-                for (&j, weight) in visible.iter().zip(&weights) {
-                    for (mixed, v) in mixed.iter_mut().zip(row(&data.v, j)) {
-                        *mixed += weight / sum * v;
-                    }
-                }
-                let scores_off = roundings(self.dim) * U * worst;
-                let tolerance = 2.0 * scores_off + (visible.len() + 64) as f64 * U;
-                out.extend(mixed.into_iter().map(|x| (x, tolerance)));
-            }
-        }
-        out
+    fn oracle(&self, data: &Data) -> Vec<Expected> {
+        let &Case { heads, kv_heads, dim, start, window, .. } = self;
+        let Data { q, k, v, .. } = data;
+        Attention { q, k, v, heads, kv_heads, dim, start, window }.expected(roundings(dim))
     }
 }
 

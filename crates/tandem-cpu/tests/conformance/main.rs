@@ -1,7 +1,7 @@
 //! The conformance suite of the operations: one suite, run against every instruction set of this machine.
 //!
-//! The oracles are plain loops in f64, those of `tandem_testkit::oracle` and attention's here. A sum of `n` terms in
-//! lanes is allowed `n / LANES` roundings and a few, each relative to the sum of the terms' magnitudes.
+//! The oracles are the plain loops in f64 of `tandem_testkit::oracle`. A sum of `n` terms in lanes is allowed
+//! `n / LANES` roundings and a few, each relative to the sum of the terms' magnitudes.
 
 mod attention;
 mod matmul;

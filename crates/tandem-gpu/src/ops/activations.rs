@@ -8,7 +8,7 @@ use crate::gpu::{Gpu, GpuVec, Region, RegionMut, Scope, Work};
 use crate::path::GROUP;
 use crate::program::Source;
 
-const SOURCE: Source =
+pub(crate) const QUANTIZE: Source =
     Source { file: "quantize.cl", text: include_str!("../../kernels/quantize.cl") };
 /// Numbers that a work-item quantizes.
 const NUMBERS: usize = 4;
@@ -148,7 +148,7 @@ impl<'scope> Quantized<'scope> {
         let defines = [("COLS", cols), ("PLANES", precision.planes())];
         let global = [count.next_multiple_of(GROUP), 1, 1];
         let work =
-            Work { source: SOURCE, name: "quantize", defines: &defines, global, local: LOCAL };
+            Work { source: QUANTIZE, name: "quantize", defines: &defines, global, local: LOCAL };
         let (values, scales, offsets) = (&self.values, &self.scales, &self.offsets);
         // SAFETY: `x` has `count` fours; the room holds as many values for each plane, and a scale and an offset for
         // every block of them.

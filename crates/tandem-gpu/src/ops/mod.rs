@@ -5,14 +5,35 @@
 #![allow(unsafe_code)]
 
 mod activations;
+mod attention;
+mod elementwise;
+mod experts;
 mod matmul;
 mod norm;
+mod rows;
 
 pub use activations::{Precision, Quantized, QuantizedVec};
-pub use matmul::{Output, PackedWeights, matmul};
+pub use attention::{Heads, KvRegion, attention_spans};
+pub use elementwise::{argmax, silu_mul};
+pub use experts::{Uses, UsesOnCpu, UsesVec, sparsemixer};
+pub use matmul::{
+    ExpertInput, ExpertStarts, ExpertWeights, Output, PackedWeights, matmul, matmul_experts,
+};
 pub use norm::layer_norm;
+pub use rows::{FloatWeights, Table, embedding, matmul_rows};
 
 use crate::path::GROUP;
+
+/// The sources of all operations.
+pub(crate) mod sources {
+    pub(crate) use super::activations::QUANTIZE;
+    pub(crate) use super::attention::{ATTENTION, ROPE};
+    pub(crate) use super::elementwise::{ARGMAX, ELEMENTWISE};
+    pub(crate) use super::experts::{GATHER, GROUPING, ROUTER};
+    pub(crate) use super::matmul::MATMUL;
+    pub(crate) use super::norm::LAYER_NORM;
+    pub(crate) use super::rows::{EMBEDDING, MATVEC_ROWS};
+}
 
 /// Every kernel's work-group.
 const LOCAL: [usize; 3] = [GROUP, 1, 1];

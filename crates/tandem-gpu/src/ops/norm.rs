@@ -6,7 +6,7 @@ use crate::gpu::{Region, RegionMut, Scope, Work};
 use crate::path::GROUP;
 use crate::program::Source;
 
-const SOURCE: Source =
+pub(crate) const LAYER_NORM: Source =
     Source { file: "layer_norm.cl", text: include_str!("../../kernels/layer_norm.cl") };
 
 /// `out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias` for every token, with the biased variance.
@@ -31,7 +31,8 @@ pub fn layer_norm(
     assert_eq!(bias.len(), width, "layer norm bias");
     assert_eq!(out.len(), x.len(), "layer norm output");
     let (defines, global) = ([("WIDTH", width)], [tokens * GROUP, 1, 1]);
-    let work = Work { source: SOURCE, name: "layer_norm", defines: &defines, global, local: LOCAL };
+    let work =
+        Work { source: LAYER_NORM, name: "layer_norm", defines: &defines, global, local: LOCAL };
     // SAFETY: a group has a row of `x` and `out`, and the vectors are as long as one.
     unsafe { scope.launch(work, &[x.into(), weight.into(), bias.into(), eps.into(), out.into()]) }
 }

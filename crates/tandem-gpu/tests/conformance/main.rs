@@ -5,8 +5,11 @@
 //! installs two OpenCL implementations for CPUs and says which of them must be found; without it the suite runs on
 //! whatever there is, and says so.
 
+mod attention;
+mod experts;
 mod memory;
 mod packed;
+mod rows;
 mod runtimes;
 mod small;
 

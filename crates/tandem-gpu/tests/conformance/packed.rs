@@ -19,15 +19,15 @@ const KINDS: [PackedType; 2] = [PackedType::Q4_0, PackedType::Q8_0];
 const PRECISIONS: [Precision; 2] = [Precision::Bits8, Precision::Bits16];
 
 /// Weights as the oracle sees them, and packed.
-struct Packed {
+pub(crate) struct Packed {
     layout: PackedLayout,
-    bytes: Vec<u8>,
-    plain: Vec<f32>,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) plain: Vec<f32>,
 }
 
 impl Packed {
     /// Random bytes, so every quant occurs, and sane scales.
-    fn random(rng: &mut Rng, kind: PackedType, rows: usize, cols: usize) -> Self {
+    pub(crate) fn random(rng: &mut Rng, kind: PackedType, rows: usize, cols: usize) -> Self {
         let mut raw = vec![0; kind.dtype().bytes_for(cols).unwrap() * rows];
         rng.fill(&mut raw);
         for block in raw.chunks_exact_mut(kind.dtype().block_bytes()) {

@@ -167,17 +167,18 @@ KERNEL experts(IN(weights), IN(matrices), const uint rows, const uint blocks, IN
     local float partial[TEAMS * TOKENS * LANES];
     const uint tile = get_group_id(0), expert = get_group_id(1);
     const uint first = starts[expert] + get_group_id(2) * TOKENS, end = starts[expert + 1];
-    if (first >= end) {
-        return;
-    }
+    // Without uses there is nothing to add up and nothing to store. No return: there are barriers to come, before which
+    // PoCL 3.1 does not bear one.
     uint x_rows[ROWS];
     float sums[ROWS];
     for (uint r = 0; r < ROWS; r++) {
-        const uint use = min(first + r / PLANES, end - 1);
+        const uint use = min(first + r / PLANES, max(end, 1u) - 1);
         x_rows[r] = ((flags & SELECT) ? use_tokens[use] : use) * PLANES + r % PLANES;
         sums[r] = 0.0f;
     }
-    add_blocks(weights + matrices[expert], (rows + LANES - 1) / LANES, blocks, tile, TEAM, TEAMS, values, scales,
-               offsets, x_rows, sums);
+    if (first < end) {
+        add_blocks(weights + matrices[expert], (rows + LANES - 1) / LANES, blocks, tile, TEAM, TEAMS, values, scales,
+                   offsets, x_rows, sums);
+    }
     store_tile(sums, partial, scales, tile, rows, first, end, out, flags);
 }

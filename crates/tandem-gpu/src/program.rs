@@ -127,9 +127,7 @@ pub(crate) fn build(
     source: Source,
     options: &str,
 ) -> Result<Program> {
-    let info = device.info();
-    let names = (&info.platform, &info.name, &info.driver, &info.opencl);
-    let key = hash(&(names, COMMON, source.text, options));
+    let key = key(device, source, options);
     if let Some(binary) = cache.and_then(|cache| cache.load(key)) {
         // A binary that the driver does not take after all is compiled anew, and replaced.
         if let Ok(program) = Program::from_binary(context, device.id, &binary)
@@ -141,13 +139,20 @@ pub(crate) fn build(
     let program = Program::from_source(context, &format!("{COMMON}\n{}", source.text))?;
     program.build(device.id, options).map_err(|_code| GpuError::Build {
         file: source.file,
-        device: info.full_name(),
+        device: device.info().full_name(),
         log: first_lines(&program.build_log(device.id)),
     })?;
     if let (Some(cache), Some(binary)) = (cache, program.binary()) {
         cache.store(key, &binary);
     }
     Ok(program)
+}
+
+/// The name of a compiled source: another driver, source or option makes it another.
+fn key(device: &Device, source: Source, options: &str) -> u64 {
+    let info = device.info();
+    let names = (&info.platform, &info.name, &info.driver, &info.opencl);
+    hash(&(names, COMMON, source.text, options))
 }
 
 /// The lines of a log that say something, the first few of them, on one line.
@@ -207,5 +212,65 @@ mod tests {
         let log = format!("\n  error: x\n{}", "note\n".repeat(100));
         let cut = first_lines(&log);
         assert!(cut.starts_with("error: x | note") && cut.matches('|').count() == LOG_LINES - 1);
+    }
+
+    const SQUARE: Source = Source {
+        file: "square.cl",
+        text: "KERNEL square(OUT(x)) { OUT_PTR(float, x); x[0] *= x[0]; }",
+    };
+
+    /// Every device of this machine; none where there is no OpenCL, which the conformance suite reports.
+    fn on_every_device(check: impl Fn(&Device, &Context)) {
+        for device in crate::device::devices().unwrap_or_default() {
+            check(&device, &Context::new(device.id).unwrap());
+        }
+    }
+
+    #[test]
+    fn what_does_not_compile_is_an_error_with_the_compilers_words() {
+        on_every_device(|device, context| {
+            let broken = Source {
+                file: "broken.cl",
+                text: "KERNEL broken(OUT(x)) { no_such_thing(x_at); }",
+            };
+            let options = crate::path::Path::Portable.options(device.info());
+            let message = build(context, device, None, broken, &options).unwrap_err().to_string();
+            assert!(message.contains("broken.cl does not compile for"), "{message}");
+            assert!(message.contains("no_such_thing") && !message.contains('\n'), "{message}");
+        });
+    }
+
+    #[test]
+    fn binaries_are_kept_and_damaged_ones_compiled_anew() {
+        on_every_device(|device, context| {
+            let folder = scratch("kernels");
+            let cache = ProgramCache::in_folder(folder.path().to_owned(), 1 << 20);
+            let options = crate::path::Path::Portable.options(device.info());
+            let compile = || build(context, device, Some(&cache), SQUARE, &options).unwrap();
+            compile();
+            let entry = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+            let whole = fs::read(&entry).unwrap();
+            // One that is damaged, and one whose checksum is right but which is no binary.
+            let nonsense = [&MAGIC[..], &checksum(b"nonsense"), b"nonsense"].concat();
+            for bad in [whole[..whole.len() / 2].to_vec(), nonsense] {
+                fs::write(&entry, bad).unwrap();
+                crate::cl::Kernel::new(&compile(), "square").unwrap();
+                assert!(fs::read(&entry).unwrap().len() > 100, "{}", device.info().name);
+            }
+            // What is kept is used: this source would not compile.
+            let binary = cache.load(key_of(&entry)).unwrap();
+            let broken = Source { file: "square.cl", text: "nonsense" };
+            cache.store(key(device, broken, &options), &binary);
+            crate::cl::Kernel::new(
+                &build(context, device, Some(&cache), broken, &options).unwrap(),
+                "square",
+            )
+            .unwrap();
+        });
+    }
+
+    fn key_of(entry: &Path) -> u64 {
+        let name = entry.file_stem().unwrap().to_str().unwrap();
+        u64::from_str_radix(name, 16).unwrap()
     }
 }

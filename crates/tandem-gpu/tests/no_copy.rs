@@ -1,6 +1,7 @@
 //! Memory that both sides use is one memory. In a process of its own, whose size nothing else changes.
 
 #[path = "conformance/runtimes.rs"]
+#[allow(dead_code)] // the names of platforms are for the conformance suite
 mod runtimes;
 
 use tandem_gpu::{Gpu, GpuOptions, Sharing, ops};

@@ -6,6 +6,7 @@
 //! whatever there is, and says so.
 
 mod attention;
+mod devices;
 mod experts;
 mod memory;
 mod packed;

@@ -21,7 +21,12 @@ const DEVICE: &str = "mtl-h";
 /// Lanes that kernels are written for.
 const LANES: u64 = 16;
 /// The packages whose versions decide what the compiler does, in Debian's forky.
-const PINNED: [&str; 2] = ["intel-ocloc=26.27.39122.14-1", "libigc2=2.40.14-1"];
+const PINNED: [&str; 3] = [
+    "intel-ocloc=26.27.39122.14-1",
+    // It brings the compiler's front end.
+    "intel-opencl-icd=26.27.39122.14-1",
+    "libigc2=2.40.14-1",
+];
 
 #[derive(Args)]
 pub(crate) struct KernelsArgs {

@@ -1,9 +1,10 @@
-//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `peers`.
+//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `peers`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for developers at a terminal
 
 mod demo;
 mod fullsize;
+mod kernels;
 mod peers;
 mod record;
 mod shell;
@@ -26,6 +27,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Make a full-size checkpoint with random weights (7.5 GB) and hold Tandem against the reference's results
     Fullsize(fullsize::FullsizeArgs),
+    /// Compile every GPU kernel for Meteor Lake with Intel's offline compiler, and judge what comes out
+    Kernels(kernels::KernelsArgs),
     /// Measure Tandem and other programs in turns, at full size, with models of equal cost per token
     Peers(peers::PeersArgs),
 }
@@ -35,6 +38,7 @@ fn main() -> anyhow::Result<()> {
         Command::Test(args) => test::test(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Fullsize(args) => fullsize::fullsize(&args),
+        Command::Kernels(args) => kernels::kernels(&args),
         Command::Peers(args) => peers::peers(&args),
     }
 }

@@ -4,6 +4,8 @@ use std::process::Command;
 
 use clap::Args;
 
+use tandem_testkit::OpenClRuntimes;
+
 use crate::shell::{output, root, run};
 
 #[derive(Args)]
@@ -16,8 +18,9 @@ pub(crate) struct TestArgs {
 pub(crate) fn test(args: &TestArgs) -> anyhow::Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     install_python()?;
+    install_pocl()?;
     let mut tests = Command::new(&cargo);
-    tests.current_dir(root());
+    tests.current_dir(root()).envs(OpenClRuntimes::install().environment());
     // nextest runs tests of all crates side by side; cargo's own runner does without a further program.
     if output(Command::new(&cargo).args(["nextest", "--version"])).is_ok() {
         tests.args(["nextest", "run", "--no-fail-fast"]);
@@ -37,19 +40,39 @@ fn install_python() -> anyhow::Result<()> {
         return Ok(());
     }
     eprintln!("installing python3-venv, which the cross-checks against Python libraries need");
-    let root_user = output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
-    let apt = |args: &[&str]| {
-        let mut command = if root_user {
-            Command::new("apt-get")
-        } else {
-            let mut sudo = Command::new("sudo");
-            sudo.arg("apt-get");
-            sudo
-        };
-        run(command.args(args))
-    };
-    apt(&["update", "-qq"])?;
-    apt(&["install", "-y", "-qq", "python3", "python3-venv"])?;
+    apt_install(&["python3", "python3-venv"])?;
     anyhow::ensure!(works(), "python3 with venv is needed: apt-get install python3 python3-venv");
     Ok(())
+}
+
+/// PoCL is what the portable kernels are tested on: it has neither subgroups nor integer dot products. Only machines
+/// that cannot have it may go without.
+fn install_pocl() -> anyhow::Result<()> {
+    if OpenClRuntimes::pocl_is_installed() {
+        return Ok(());
+    }
+    eprintln!("installing PoCL, which the portable GPU kernels are tested on");
+    let packages = ["pocl-opencl-icd", "ocl-icd-libopencl1"];
+    match apt_install(&packages) {
+        Ok(()) => Ok(()),
+        Err(e) if std::env::var_os("CI").is_some() => Err(e),
+        Err(e) => {
+            eprintln!("\nNOT TESTED: GPU kernels on PoCL, which cannot be installed here: {e:#}\n");
+            Ok(())
+        }
+    }
+}
+
+/// Installs Debian packages, as root or through sudo.
+fn apt_install(packages: &[&str]) -> anyhow::Result<()> {
+    let root_user = output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
+    let apt_get = |args: &[&str], packages: &[&str]| {
+        let mut command = Command::new(if root_user { "apt-get" } else { "sudo" });
+        if !root_user {
+            command.arg("apt-get");
+        }
+        run(command.args(args).args(packages))
+    };
+    apt_get(&["update", "-qq"], &[])?;
+    apt_get(&["install", "-y", "-qq"], packages)
 }

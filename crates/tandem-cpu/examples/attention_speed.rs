@@ -10,7 +10,7 @@
 
 use std::time::Instant;
 
-use tandem_cpu::measure::{Reading, float_peak, read_bandwidth};
+use tandem_cpu::measure::{Reading, float_peak, read_pass};
 use tandem_cpu::ops::{Queries, Rope, attention, store_kv};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
 use tandem_memory::{AlignedBuffer, KvCache, KvType};
@@ -59,7 +59,7 @@ fn decode(cpus: &[Cpu], rope: &Rope) {
             let mut seconds = vec![Vec::new(); cpus.len() + 1];
             for _ in 0..ROUNDS {
                 seconds[0].push(
-                    cache.bytes() as f64 / read_bandwidth(&cpus[0], memory.typed(), Reading::Plain),
+                    cache.bytes() as f64 / read_pass(&cpus[0], memory.typed(), Reading::Plain),
                 );
                 for (cpu, seconds) in cpus.iter().zip(&mut seconds[1..]) {
                     seconds.push(time(|| {

@@ -8,7 +8,7 @@
 
 use std::time::Instant;
 
-use tandem_cpu::measure::{Reading, read_bandwidth};
+use tandem_cpu::measure::{Reading, read_pass};
 use tandem_cpu::ops::{Input, Precision, QuantizedActivations, Weights, matmul};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
 use tandem_memory::{AlignedBuffer, PackedLayout, PackedMatrix, PackedType};
@@ -55,7 +55,7 @@ fn decode(cpus: &[Cpu], memory: &mut AlignedBuffer) {
             let mut seconds = vec![Vec::new(); cpus.len() + 1];
             for _ in 0..ROUNDS {
                 let words = &memory.typed::<u64>()[..bytes / size_of::<u64>()];
-                seconds[0].push(bytes as f64 / read_bandwidth(&cpus[0], words, Reading::Plain));
+                seconds[0].push(bytes as f64 / read_pass(&cpus[0], words, Reading::Plain));
                 for (cpu, seconds) in cpus.iter().zip(&mut seconds[1..]) {
                     let mut out = vec![0.0; rows];
                     let mut buffer = QuantizedActivations::default();

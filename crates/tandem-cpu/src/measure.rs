@@ -22,7 +22,7 @@ pub enum Reading {
 ///
 /// `memory` should be much larger than the caches and touched before. Adding up 64-bit words costs less than fetching
 /// them, so the time is the memory's.
-pub fn read_bandwidth(cpu: &Cpu, memory: &[u64], reading: Reading) -> f64 {
+pub fn read_pass(cpu: &Cpu, memory: &[u64], reading: Reading) -> f64 {
     let total = AtomicU64::new(0);
     let started = Instant::now();
     let words = CHUNK / size_of::<u64>();
@@ -38,6 +38,17 @@ pub fn read_bandwidth(cpu: &Cpu, memory: &[u64], reading: Reading) -> f64 {
     // The sum is looked at, so that nothing can leave the reading out.
     std::hint::black_box(total.into_inner());
     size_of_val(memory) as f64 / seconds
+}
+
+/// Bytes per second that the team reads from `memory`: the middle of three passes, for the better way of reading. See
+/// [`read_pass`].
+pub fn read_bandwidth(cpu: &Cpu, memory: &[u64]) -> f64 {
+    let rate = |reading| {
+        let mut rates = [(); 3].map(|()| read_pass(cpu, memory, reading));
+        rates.sort_by(f64::total_cmp);
+        rates[1]
+    };
+    rate(Reading::Plain).max(rate(Reading::Prefetched))
 }
 
 /// Multiplies and adds 8-bit numbers in registers with the whole team; answers operations per second, a multiplication
@@ -91,7 +102,7 @@ mod tests {
         assert_eq!(sum::<true>(&words), words.iter().sum::<u64>());
         let cpu = Cpu::new(ThreadTeam::new(2).unwrap());
         for reading in [Reading::Plain, Reading::Prefetched] {
-            let rate = read_bandwidth(&cpu, &words, reading);
+            let rate = read_pass(&cpu, &words, reading);
             assert!(rate.is_finite() && rate > 0.0);
         }
         for peak in [int8_peak(&cpu), float_peak(&cpu)] {

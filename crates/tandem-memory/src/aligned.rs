@@ -4,6 +4,9 @@
 //! without a hidden copy only where both the address and the size are aligned, so this buffer starts on a page
 //! and ends on one. Anonymous pages come zeroed and are committed when first touched: a KV cache sized for a
 //! long context costs nothing until the context grows.
+//!
+//! Some GPUs address only memory that their driver has allocated, on behalf of both sides. Such memory is supplied
+//! from above: whoever needs a buffer takes an [`Allocator`], and knows nothing of drivers.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -27,6 +30,16 @@ pub enum AllocError {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// A device's driver refused.
+    #[error("cannot allocate {bytes} bytes that {device} can address: {reason}")]
+    Device {
+        /// Bytes asked for.
+        bytes: usize,
+        /// The device.
+        device: String,
+        /// The driver's reason.
+        reason: String,
+    },
 }
 
 /// A plain number that any byte pattern is a valid value of.
@@ -42,7 +55,43 @@ mod sealed {
 macro_rules! elements {
     ($($t:ty),*) => { $(impl sealed::Sealed for $t {} impl Element for $t {})* };
 }
-elements!(u8, i8, u16, u64, f32, half::f16, half::bf16);
+elements!(u8, i8, u16, u32, i32, u64, f32, half::f16, half::bf16);
+
+/// Where buffers come from.
+pub trait Allocator {
+    /// A buffer of `len` zero bytes.
+    ///
+    /// # Errors
+    /// Says how many bytes were asked for where they cannot be had.
+    fn zeroed(&self, len: usize) -> Result<AlignedBuffer, AllocError>;
+}
+
+/// The operating system's own memory: [`AlignedBuffer::zeroed`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemMemory;
+
+impl Allocator for SystemMemory {
+    fn zeroed(&self, len: usize) -> Result<AlignedBuffer, AllocError> {
+        AlignedBuffer::zeroed(len)
+    }
+}
+
+/// Memory that an [`Allocator`] outside this crate supplies. Dropping it gives the memory back.
+///
+/// # Safety
+/// [`start`](Self::start) and [`capacity`](Self::capacity) answer the same at every call. From there that many bytes
+/// are readable and writable by every thread until the value is dropped, and nothing but its owner uses them, except
+/// a device to which the owner has lent them.
+pub unsafe trait SuppliedMemory: Send + Sync + std::fmt::Debug {
+    /// The first byte, on a page's boundary.
+    fn start(&self) -> NonNull<u8>;
+
+    /// Bytes; a multiple of 4096.
+    fn capacity(&self) -> usize;
+
+    /// Asks for huge pages, where the memory's kind allows that.
+    fn advise_huge_pages(&mut self) {}
+}
 
 /// Zeroed memory whose address and size are multiples of 4096 bytes.
 ///
@@ -52,6 +101,8 @@ pub struct AlignedBuffer {
     start: NonNull<u8>,
     len: usize,
     capacity: usize,
+    /// Owner of the pages; without one they are a mapping of our own.
+    owner: Option<Box<dyn SuppliedMemory>>,
 }
 
 // SAFETY: the buffer owns its pages alone, and they are plain memory that any thread may use.
@@ -87,7 +138,19 @@ impl AlignedBuffer {
             return Err(refused());
         }
         let start = NonNull::new(start.cast::<u8>()).ok_or_else(refused)?;
-        Ok(Self { start, len, capacity })
+        Ok(Self { start, len, capacity, owner: None })
+    }
+
+    /// The first `len` bytes of memory that was supplied from outside, which must be zero.
+    ///
+    /// # Panics
+    /// When the memory is not of whole pages, or shorter than `len`: an error of its supplier's.
+    pub fn supplied(owner: Box<dyn SuppliedMemory>, len: usize) -> Self {
+        let (start, capacity) = (owner.start(), owner.capacity());
+        let whole_pages = start.addr().get().is_multiple_of(PAGE) && capacity.is_multiple_of(PAGE);
+        assert!(whole_pages, "memory of {capacity} bytes at {start:?} is not of whole pages");
+        assert!(len <= capacity, "{len} bytes in a memory of {capacity}");
+        Self { start, len, capacity, owner: Some(owner) }
     }
 
     /// Bytes that may be addressed from the buffer's start: its length rounded up to whole pages.
@@ -100,6 +163,9 @@ impl AlignedBuffer {
     /// Call it before the memory is first touched. It is advice: where the system has no huge pages nothing
     /// changes. Not for buffers that are to be committed bit by bit, as huge pages commit 2 MiB at a touch.
     pub fn advise_huge_pages(&mut self) {
+        if let Some(owner) = &mut self.owner {
+            return owner.advise_huge_pages();
+        }
         #[cfg(target_os = "linux")]
         // SAFETY: the range is exactly our own mapping, and this advice does not change its contents.
         unsafe {
@@ -115,7 +181,7 @@ impl AlignedBuffer {
     /// The buffer as numbers; a rest too short for a whole one is left out.
     pub fn typed<T: Element>(&self) -> &[T] {
         // SAFETY: a page-aligned start suits every `Element`, any bytes are a valid one, and the count stays
-        // within the mapping. The borrow of `self` keeps the mapping alive and unwritten.
+        // within the pages. The borrow of `self` keeps them alive and unwritten.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.len / size_of::<T>()) }
     }
 
@@ -144,6 +210,9 @@ impl DerefMut for AlignedBuffer {
 
 impl Drop for AlignedBuffer {
     fn drop(&mut self) {
+        if self.owner.is_some() {
+            return;
+        }
         // SAFETY: start and capacity are those of the mapping, which nothing refers to any more. The result is
         // not looked at: unmapping a whole mapping of our own cannot fail.
         unsafe {
@@ -185,6 +254,42 @@ mod tests {
             let message = AlignedBuffer::zeroed(bytes).unwrap_err().to_string();
             assert!(message.contains(&bytes.to_string()), "{message}");
         }
+    }
+
+    #[test]
+    fn supplied_memory_is_used_in_place_and_given_back() {
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicUsize, Ordering};
+
+        #[derive(Debug)]
+        struct Counted(AlignedBuffer, Arc<AtomicUsize>);
+        // SAFETY: the pages are those of the inner buffer, which this value owns and does not otherwise use.
+        unsafe impl SuppliedMemory for Counted {
+            fn start(&self) -> NonNull<u8> {
+                self.0.start
+            }
+
+            fn capacity(&self) -> usize {
+                self.0.capacity
+            }
+        }
+        impl Drop for Counted {
+            fn drop(&mut self) {
+                self.1.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+
+        let drops = Arc::new(AtomicUsize::new(0));
+        let inner = AlignedBuffer::zeroed(5000).unwrap();
+        let start = inner.as_ptr();
+        let mut buffer =
+            AlignedBuffer::supplied(Box::new(Counted(inner, Arc::clone(&drops))), 4100);
+        buffer.advise_huge_pages();
+        assert_eq!((buffer.as_ptr(), buffer.len(), buffer.capacity()), (start, 4100, 8192));
+        buffer.fill(3);
+        assert!(buffer.iter().all(|&b| b == 3));
+        drop(buffer);
+        assert_eq!(drops.load(Ordering::Relaxed), 1);
     }
 
     #[test]

@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use crate::aligned::{AlignedBuffer, AllocError};
+use crate::aligned::{AlignedBuffer, AllocError, Allocator, SystemMemory};
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use tandem_formats::{DType, blocks};
@@ -116,6 +116,21 @@ impl KvCache {
         capacity: usize,
         kind: KvType,
     ) -> Result<Self, KvError> {
+        Self::new_in(&SystemMemory, layers, kv_heads, head_dim, capacity, kind)
+    }
+
+    /// As [`Self::new`], in memory from `allocator`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn new_in(
+        allocator: &dyn Allocator,
+        layers: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        capacity: usize,
+        kind: KvType,
+    ) -> Result<Self, KvError> {
         if kind == KvType::Q8_0 && !head_dim.is_multiple_of(KV_BLOCK) {
             return Err(KvError::Blocks(head_dim));
         }
@@ -125,7 +140,7 @@ impl KvCache {
             .try_fold(layers, usize::checked_mul)
             .filter(|&numbers| numbers > 0 && numbers.checked_mul(4).is_some())
             .ok_or(KvError::Shape { layers, kv_heads, head_dim, capacity })?;
-        let buffer = AlignedBuffer::zeroed(kind.bytes_of(numbers).iter().sum())?;
+        let buffer = allocator.zeroed(kind.bytes_of(numbers).iter().sum())?;
         Ok(Self { buffer, kind, written: vec![0; layers], kv_heads, head_dim, capacity })
     }
 

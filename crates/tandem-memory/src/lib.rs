@@ -6,7 +6,7 @@ mod kv;
 pub mod packed;
 mod store;
 
-pub use aligned::{AlignedBuffer, AllocError, Element};
+pub use aligned::{AlignedBuffer, AllocError, Allocator, Element, SuppliedMemory, SystemMemory};
 pub use error::MemoryError;
 pub use kv::{KV_BLOCK, KvCache, KvData, KvError, KvLayer, KvPart, KvType};
 pub use packed::{PackedLayout, PackedMatrix, PackedType};

@@ -197,6 +197,7 @@ impl PackedLayout {
 #[derive(Clone, Copy, Debug)]
 pub struct PackedMatrix<'a> {
     layout: PackedLayout,
+    bytes: &'a [u8],
     quants: &'a [u8],
     scales: &'a [f16],
 }
@@ -210,7 +211,12 @@ impl<'a> PackedMatrix<'a> {
         assert_eq!(bytes.len(), layout.n_bytes(), "bytes of {layout:?}");
         let (quants, scales) = bytes.split_at(layout.quant_bytes());
         let bits: &[u16] = bytemuck::cast_slice(scales);
-        Self { layout, quants, scales: bits.reinterpret_cast() }
+        Self { layout, bytes, quants, scales: bits.reinterpret_cast() }
+    }
+
+    /// All of it, quants and then scales.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
     }
 
     /// The shape.

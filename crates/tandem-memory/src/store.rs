@@ -16,7 +16,7 @@ use tandem_model::catalogue::Component;
 use tandem_model::{Checkpoint, Entry, TensorId};
 
 use crate::packed::{PackedLayout, PackedMatrix, PackedType, TILE_ROWS};
-use crate::{AlignedBuffer, MemoryError};
+use crate::{AlignedBuffer, Allocator, MemoryError, SystemMemory};
 
 /// Tensors begin at multiples of this: a cache line, and what OpenCL asks of host pointers.
 const TENSOR_ALIGN: usize = 64;
@@ -103,8 +103,22 @@ impl WeightStore {
         threads: usize,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self, MemoryError> {
+        Self::load_in(&SystemMemory, checkpoint, packing, threads, progress)
+    }
+
+    /// As [`Self::load`], into memory from `allocator`.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_in(
+        allocator: &dyn Allocator,
+        checkpoint: &Checkpoint,
+        packing: Packing,
+        threads: usize,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Self, MemoryError> {
         let (tensors, order, total) = place(checkpoint, packing);
-        let mut buffer = AlignedBuffer::zeroed(total)?;
+        let mut buffer = allocator.zeroed(total)?;
         buffer.advise_huge_pages();
         let tasks = read_tasks(checkpoint, &tensors, &order, buffer.as_mut_slice());
         let queue = Mutex::new(tasks.into_iter());

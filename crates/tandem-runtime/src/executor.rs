@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use tandem_cpu::measure::{Reading, int8_peak, read_bandwidth};
+use tandem_cpu::measure::{int8_peak, read_bandwidth};
 use tandem_cpu::ops::{
     self, Input, Largest, LayerNorm, Precision, Product, QuantizedActivations, Queries, Rope,
     Weights,
@@ -158,28 +158,17 @@ impl Executor {
     /// # Errors
     /// Where memory to read cannot be had.
     pub fn read_bandwidth(&self, threads: usize) -> Result<f64> {
+        let measured =
+            |memory: &[u64]| self.team().in_turn(threads, || read_bandwidth(&self.cpu, memory));
         if self.model.n_bytes() >= SMALL_MODEL {
             let words = self.model.words();
-            return Ok(self.read_bandwidth_of(
-                threads,
-                &words[..words.len().min((1 << 30) / size_of::<u64>())],
-            ));
+            return Ok(measured(&words[..words.len().min((1 << 30) / size_of::<u64>())]));
         }
         let mut memory = AlignedBuffer::zeroed(SMALL_MODEL).map_err(MemoryError::from)?;
         memory.advise_huge_pages();
         // Pages that were never written are all the same page of zeros.
         memory.fill(1);
-        Ok(self.read_bandwidth_of(threads, memory.typed()))
-    }
-
-    fn read_bandwidth_of(&self, threads: usize, memory: &[u64]) -> f64 {
-        let rate = |reading| {
-            let rates: Vec<f64> =
-                (0..3).map(|_| read_bandwidth(&self.cpu, memory, reading)).collect();
-            median(&rates)
-        };
-        let best = || rate(Reading::Plain).max(rate(Reading::Prefetched));
-        self.team().in_turn(threads, best)
+        Ok(measured(memory.typed()))
     }
 
     /// Operations per second that so many threads of the team can do on 8-bit numbers: see [`int8_peak`].

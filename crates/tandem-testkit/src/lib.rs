@@ -1,4 +1,5 @@
-//! Helpers for tests: where the test data lies, and the Python environment whose packages serve as oracles.
+//! Helpers for tests: where the test data lies, the Python environment whose packages serve as oracles, and oracles
+//! that are loops of our own.
 //!
 //! Depends on no other crate of the workspace, so that every one of them can use it in its tests. Everything here
 //! panics instead of returning errors: a test that cannot get its data or its oracle has failed.
@@ -6,6 +7,8 @@
 
 mod artifact;
 mod fuzz;
+mod opencl;
+pub mod oracle;
 mod python;
 mod rng;
 
@@ -13,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 pub use artifact::{Scratch, build_once, scratch};
 pub use fuzz::fuzz_inputs;
+pub use opencl::{OPENCL_EXPECTED, OpenClRuntimes};
 pub use python::{python, python_environment, run_python};
 pub use rng::Rng;
 

@@ -42,6 +42,8 @@ enum Command {
     Bench(commands::bench::BenchArgs),
     Perplexity(commands::perplexity::PerplexityArgs),
     Logits(commands::logits::LogitsArgs),
+    Devices(commands::devices::DevicesArgs),
+    Doctor(commands::doctor::DoctorArgs),
     Completions(commands::completions::CompletionsArgs),
 }
 
@@ -55,6 +57,8 @@ fn main() -> ExitCode {
         Command::Bench(args) => commands::bench::bench(&args),
         Command::Perplexity(args) => commands::perplexity::perplexity(&args),
         Command::Logits(args) => commands::logits::logits(&args),
+        Command::Devices(args) => commands::devices::list(&args),
+        Command::Doctor(args) => commands::doctor::doctor(&args),
         Command::Completions(args) => commands::completions::completions::<Cli>(&args),
     };
     match result {

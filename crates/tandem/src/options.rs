@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use tandem_cpu::Isa;
+use tandem_gpu::DeviceChoice;
 use tandem_memory::KvType;
 use tandem_runtime::{DEFAULT_BATCH, SamplingParams};
 
@@ -15,6 +16,20 @@ pub(crate) struct ModelOption {
     /// microsoft/Phi-tiny-MoE-instruct. Without it, the small demo model that comes with Tandem
     #[arg(short, long, value_name = "MODEL", env = "TANDEM_MODEL")]
     pub(crate) model: Option<String>,
+}
+
+/// Which OpenCL device.
+#[derive(Args, Clone)]
+pub(crate) struct DeviceOption {
+    /// OpenCL device: `auto` for the best GPU, or a part of a device's name, which may be one that runs on the CPU
+    #[arg(long, value_name = "NAME", env = "TANDEM_GPU_DEVICE", default_value = "auto")]
+    device: String,
+}
+
+impl DeviceOption {
+    pub(crate) fn choice(&self) -> DeviceChoice {
+        self.device.parse().unwrap_or_else(|never: std::convert::Infallible| match never {})
+    }
 }
 
 /// How the model is computed.

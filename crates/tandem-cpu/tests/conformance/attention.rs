@@ -3,8 +3,9 @@
 use tandem_cpu::Cpu;
 use tandem_cpu::ops::{Queries, Rope, attention, store_kv};
 use tandem_memory::{KV_BLOCK, KvCache, KvData, KvType};
+use tandem_testkit::oracle::{Attention, Expected, assert_close};
 
-use super::{Random, U, assert_close, on_every_isa};
+use super::{Random, on_every_isa};
 
 /// One call, and what the oracle needs to repeat it.
 struct Case {
@@ -22,22 +23,31 @@ struct Case {
 /// The data of a case.
 struct Data {
     q: Vec<f32>,
-    /// `[kv_head][position][dim]`, as stored.
-    k: Vec<Vec<f64>>,
-    v: Vec<Vec<f64>>,
+    /// `[position][kv_head][dim]`, as stored.
+    k: Vec<f32>,
+    v: Vec<f32>,
     cache: KvCache,
 }
 
-/// What the cache holds. How close that is to what was written is for the cache's own tests.
-fn stored(data: KvData<'_>) -> Vec<f64> {
+/// What the cache holds: exactly, as it has fewer bits than f32. How close that is to what was written is for the cache's
+/// own tests.
+fn stored(data: KvData<'_>) -> Vec<f32> {
     match data {
-        KvData::F32(data) => data.iter().map(|x| f64::from(*x)).collect(),
-        KvData::F16(data) => data.iter().map(|x| x.to_f64()).collect(),
+        KvData::F32(data) => data.to_vec(),
+        KvData::F16(data) => data.iter().map(|x| x.to_f32()).collect(),
         KvData::Q8_0 { quants, scales } => {
-            let scales = scales.iter().flat_map(|scale| [scale.to_f64(); KV_BLOCK]);
-            quants.iter().zip(scales).map(|(q, scale)| f64::from(*q) * scale).collect()
+            let scales = scales.iter().flat_map(|scale| [scale.to_f32(); KV_BLOCK]);
+            quants.iter().zip(scales).map(|(q, scale)| f32::from(*q) * scale).collect()
         }
     }
+}
+
+/// `[position][head][..]` of what is there by heads.
+fn by_position(heads: &[Vec<f32>], dim: usize) -> Vec<f32> {
+    let positions = heads[0].len() / dim;
+    let rows = (0..positions)
+        .flat_map(|position| heads.iter().map(move |head| &head[position * dim..][..dim]));
+    rows.flatten().copied().collect()
 }
 
 impl Case {
@@ -54,8 +64,10 @@ impl Case {
         cache.write(1, 0, &k, &v).unwrap();
         let len = self.start + self.tokens;
         let layer = cache.layer(1);
-        let k = (0..self.kv_heads).map(|head| stored(layer.keys(head, 0..len))).collect();
-        let v = (0..self.kv_heads).map(|head| stored(layer.values(head, 0..len))).collect();
+        let heads = 0..self.kv_heads;
+        let k: Vec<_> = heads.clone().map(|head| stored(layer.keys(head, 0..len))).collect();
+        let v: Vec<_> = heads.map(|head| stored(layer.values(head, 0..len))).collect();
+        let (k, v) = (by_position(&k, self.dim), by_position(&v, self.dim));
         Data { q, k, v, cache }
     }
 
@@ -66,49 +78,11 @@ impl Case {
         out
     }
 
-    /// Softmax of all scores at once, in f64, with the error that f32 may make: the scores' rounding, which
-    /// moves a weight by as much relative to itself, and that of the weighted sum. Values are at most 1. Dot products may
-    /// be added up one term after the other.
-    fn oracle(&self, data: &Data) -> Vec<(f64, f64)> {
-        let mut out = Vec::new();
-        for token in 0..self.tokens {
-            let i = self.start + token;
-            let visible: Vec<usize> =
-                (0..=i).filter(|j| self.window.is_none_or(|window| j + window > i)).collect();
-            for head in 0..self.heads {
-                let kv_head = head / (self.heads / self.kv_heads);
-                let row = |all: &[Vec<f64>], position: usize| -> Vec<f64> {
-                    all[kv_head][position * self.dim..][..self.dim].to_vec()
-                };
-                let q = &data.q[(token * self.heads + head) * self.dim..][..self.dim];
-                let scale = 1.0 / (self.dim as f64).sqrt();
-                let mut worst = 0f64;
-                let scores: Vec<f64> = (visible.iter())
-                    .map(|&j| {
-                        let terms: Vec<f64> = q
-                            .iter()
-                            .zip(row(&data.k, j))
-                            .map(|(q, k)| f64::from(*q) * k * scale)
-                            .collect();
-                        worst = worst.max(terms.iter().map(|term| term.abs()).sum());
-                        terms.iter().sum()
-                    })
-                    .collect();
-                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-                let sum: f64 = weights.iter().sum();
-                let mut mixed = vec![0.0; self.dim];
-                for (&j, weight) in visible.iter().zip(&weights) {
-                    for (mixed, v) in mixed.iter_mut().zip(row(&data.v, j)) {
-                        *mixed += weight / sum * v;
-                    }
-                }
-                let scores_off = (self.dim + 4) as f64 * U * worst;
-                let tolerance = 2.0 * scores_off + (visible.len() + 64) as f64 * U;
-                out.extend(mixed.into_iter().map(|x| (x, tolerance)));
-            }
-        }
-        out
+    /// Dot products may be added up one term after the other.
+    fn oracle(&self, data: &Data) -> Vec<Expected> {
+        let &Case { heads, kv_heads, dim, start, window, .. } = self;
+        let Data { q, k, v, .. } = data;
+        Attention { q, k, v, heads, kv_heads, dim, start, window }.expected((dim + 4) as f64)
     }
 }
 

@@ -1,7 +1,6 @@
 //! The conformance suite of the operations: one suite, run against every instruction set of this machine.
 //!
-//! The oracles are plain loops in f64, written here and nowhere else. Tolerances are bounds on f32 rounding, not
-//! numbers found by trying: `U` is half a unit in the last place, and a sum of `n` terms in lanes is allowed
+//! The oracles are the plain loops in f64 of `tandem_testkit::oracle`. A sum of `n` terms in lanes is allowed
 //! `n / LANES` roundings and a few, each relative to the sum of the terms' magnitudes.
 
 mod attention;
@@ -11,8 +10,6 @@ mod small;
 
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
 
-/// Unit roundoff of f32.
-const U: f64 = 1.0 / (1u32 << 24) as f64;
 /// The smallest number of independent partial sums that any instruction set uses.
 const LANES: usize = 8;
 
@@ -30,18 +27,6 @@ fn on_every_isa(check: impl Fn(&Cpu)) {
 /// Roundings that a sum of `n` terms may take.
 fn roundings(n: usize) -> f64 {
     (n / LANES + 2 * LANES) as f64
-}
-
-/// Asserts that numbers are where they should be, each within its own tolerance.
-fn assert_close(what: &str, got: &[f32], expected: &[(f64, f64)]) {
-    assert_eq!(got.len(), expected.len(), "{what}");
-    for (index, (&got, &(expected, tolerance))) in got.iter().zip(expected).enumerate() {
-        let error = (f64::from(got) - expected).abs();
-        assert!(
-            error <= tolerance,
-            "{what}: [{index}] is {got}, should be {expected}: off by {error}, {tolerance} allowed"
-        );
-    }
 }
 
 /// Numbers that look random: SplitMix64, so that a failing case can be repeated.

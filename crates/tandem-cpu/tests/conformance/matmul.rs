@@ -4,8 +4,9 @@ use half::f16;
 use tandem_cpu::ops::{Input, Largest, Product, matmul, matmul_all};
 use tandem_cpu::{Cpu, MatrixRef};
 use tandem_formats::{DType, blocks};
+use tandem_testkit::oracle::{Expected, assert_close, products};
 
-use super::{Random, U, assert_close, on_every_isa, roundings};
+use super::{Random, on_every_isa, roundings};
 
 /// Weights as the oracle sees them, and as the operation does.
 struct Weights {
@@ -45,20 +46,8 @@ impl Weights {
     }
 
     /// `W x + b` for every token in f64, with the error that f32 may make.
-    fn oracle(&self, bias: Option<&[f32]>, x: &[f32]) -> Vec<(f64, f64)> {
-        let mut out = Vec::new();
-        for x in x.chunks_exact(self.cols) {
-            for (row, w) in self.plain.chunks_exact(self.cols).enumerate() {
-                let bias = bias.map_or(0.0, |bias| f64::from(bias[row]));
-                let products = || w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
-                let magnitude = products().map(f64::abs).sum::<f64>() + bias.abs();
-                // The second term: what may be lost below the normal range.
-                let tolerance = roundings(self.cols) * U * magnitude
-                    + self.cols as f64 * f64::from(f32::MIN_POSITIVE) * U;
-                out.push((products().sum::<f64>() + bias, tolerance));
-            }
-        }
-        out
+    fn oracle(&self, bias: Option<&[f32]>, x: &[f32]) -> Vec<Expected> {
+        products(&self.plain, bias, x, self.cols, roundings(self.cols), 1.0)
     }
 }
 

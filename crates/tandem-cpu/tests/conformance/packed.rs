@@ -12,8 +12,9 @@ use tandem_cpu::ops::{
 };
 use tandem_formats::{DType, blocks};
 use tandem_memory::{AlignedBuffer, PackedLayout, PackedMatrix, PackedType};
+use tandem_testkit::oracle::{Expected, assert_close, products};
 
-use super::{Random, U, assert_close, every_cpu};
+use super::{Random, every_cpu};
 
 const KINDS: [PackedType; 2] = [PackedType::Q4_0, PackedType::Q8_0];
 const PRECISIONS: [Precision; 2] = [Precision::Bits8, Precision::Bits16];
@@ -52,25 +53,10 @@ impl Packed {
     }
 
     /// `W x + b` for every token in f64, with the error that f32 may make.
-    fn oracle(&self, bias: Option<&[f32]>, x: &[f32]) -> Vec<(f64, f64)> {
+    fn oracle(&self, bias: Option<&[f32]>, x: &[f32]) -> Vec<Expected> {
         let cols = self.layout.cols();
-        let roundings = (cols / 32 + 6) as f64;
-        let mut out = Vec::new();
-        for x in x.chunks_exact(cols) {
-            for (row, w) in self.plain.chunks_exact(cols).enumerate() {
-                let bias = bias.map_or(0.0, |bias| f64::from(bias[row]));
-                let (mut sum, mut magnitude) = (bias, bias.abs());
-                for (w, x) in w.iter().zip(x) {
-                    let product = f64::from(*w) * f64::from(*x);
-                    sum += product;
-                    magnitude += product.abs();
-                }
-                // The second term: what may be lost below the normal range.
-                let lost = cols as f64 * f64::from(f32::MIN_POSITIVE) * U * 65504.0;
-                out.push((sum, roundings * U * magnitude + lost));
-            }
-        }
-        out
+        // The largest scale there is brings what was lost into sight.
+        products(&self.plain, bias, x, cols, (cols / 32 + 6) as f64, 65504.0)
     }
 
     /// Holds every instruction set, alone and with company, against the oracle.

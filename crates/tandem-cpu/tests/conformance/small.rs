@@ -6,8 +6,9 @@ use tandem_cpu::ops::{
 };
 use tandem_formats::DType;
 use tandem_memory::{AlignedBuffer, PackedLayout, PackedMatrix, PackedType};
+use tandem_testkit::oracle::{self, assert_close};
 
-use super::{Random, U, assert_close, on_every_isa};
+use super::{Random, on_every_isa};
 
 #[test]
 fn layer_norm_is_exact_to_rounding() {
@@ -24,21 +25,7 @@ fn layer_norm_is_exact_to_rounding() {
                         .collect();
                     let (weight, bias) = (random.numbers(width), random.numbers(width));
                     let eps = 1e-5;
-                    let mut expected = Vec::new();
-                    for x in x.chunks_exact(width) {
-                        let mean = x.iter().map(|x| f64::from(*x)).sum::<f64>() / width as f64;
-                        let deviations: Vec<f64> = x.iter().map(|x| f64::from(*x) - mean).collect();
-                        let variance = deviations.iter().map(|d| d * d).sum::<f64>() / width as f64;
-                        let norm = (variance + f64::from(eps)).sqrt();
-                        for ((d, w), b) in deviations.iter().zip(&weight).zip(&bias) {
-                            let (scaled, b) = (d / norm * f64::from(*w), f64::from(*b));
-                            // Rounding of the quotient, the product and the sum; and of the f64 sums, which
-                            // shows where the deviations are nothing but rounding.
-                            let tolerance = 4.0 * U * (scaled.abs() + b.abs())
-                                + 1e-12 * f64::from(offset.abs()) / norm;
-                            expected.push((scaled + b, tolerance));
-                        }
-                    }
+                    let expected = oracle::layer_norm(&x, &weight, &bias, eps, 0.0);
                     let mut out = vec![f32::NAN; x.len()];
                     LayerNorm { weight: &weight, bias: &bias, eps }.apply(cpu, &x, &mut out);
                     let what = format!("{} {tokens} x {width}, {offset} +- {scale}", cpu.isa());
@@ -109,17 +96,9 @@ fn silu_over_the_whole_range() {
                 .map(|i| random.number() * [1e-20, 1e-3, 1.0, 10.0, 80.0, 1e4, 1e30][i % 7])
                 .collect();
             let up = random.numbers(count);
-            let expected: Vec<_> = (gate.iter().zip(&up))
-                .map(|(g, u)| {
-                    let (g, u) = (f64::from(*g), f64::from(*u));
-                    let exact = g / (1.0 + (-g).exp()) * u;
-                    // Two units in the last place for exp, half of one for each of the three others; and
-                    // exp(-g) is infinite in f32 where the result falls below 3e-37.
-                    (exact, 8.0 * U * exact.abs() + 3e-37)
-                })
-                .collect();
             let mut out = gate.clone();
             silu(cpu, &mut out, &up);
+            let expected = oracle::silu_mul(&gate, &up);
             assert_close(&format!("{} {count}", cpu.isa()), &out, &expected);
         }
     });
@@ -154,21 +133,7 @@ fn rope_rotates_pairs_half_a_head_apart() {
             let mut same = x.clone();
             tabled.apply(&mut same, position);
             assert_eq!(out, same);
-            let half = dim / 2;
-            let expected: Vec<_> = (0..heads * dim)
-                .map(|at| {
-                    let (head, i) = (at / dim * dim, at % dim % half);
-                    let (a, b) = (f64::from(x[head + i]), f64::from(x[head + half + i]));
-                    let angle =
-                        position as f64 * f64::from(theta).powf(-2.0 * i as f64 / dim as f64);
-                    let (sin, cos) = angle.sin_cos();
-                    let exact = if at % dim < half { a * cos - b * sin } else { b * cos + a * sin };
-                    // The f32 angle: exponent, power (the exponent's rounding times its logarithm), quotient
-                    // and product.
-                    let angle_off = (5.0 + f64::from(theta).ln()) * U * angle;
-                    (exact, (angle_off + 6.0 * U) * (a.abs() + b.abs()))
-                })
-                .collect();
+            let expected = oracle::rope(&x, dim, theta, position);
             assert_close(&format!("{heads} heads of {dim} at {position}"), &out, &expected);
         }
     }

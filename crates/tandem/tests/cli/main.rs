@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod convert;
+mod devices;
 mod logits;
 mod other;
 mod run;

@@ -1,0 +1,184 @@
+// Products of packed weights (tandem-memory's `packed.rs`) and activations in 8 bits (`quantize.cl`).
+//
+// A team of 16 lanes has a tile of 16 rows; a lane has a row. For a block of 32 columns it loads 16 or 32 bytes of
+// quants, where the team's loads are one run of memory, and multiplies them with the activations of some tokens,
+// which are the same for all lanes.
+//
+// Compiled for BITS (4 or 8), PLANES (1, or 2 where each token has a second row of what the
+// first leaves out), TOKENS (how many a team takes). `blocks` are columns / 32; `flags` say what becomes of the product.
+
+#define HAS_BIAS 1u // there is a bias to be added
+#define ADD_TO 2u   // the result is added to what is in `out`
+#define SELECT 4u   // uses of experts take the activations of their tokens, rather than their own
+
+#if BITS == 4
+#define BLOCK_WORDS 64
+#else
+#define BLOCK_WORDS 128
+#endif
+#define ROWS (TOKENS * PLANES)
+
+// Quants of a lane's row for one block, as 8 times 4 signed bytes, in the order of columns.
+inline uint8 load_quants(global const uint *p) {
+#if BITS == 4
+    const uint4 q = LOAD4(p);
+    return (uint8)(q & 0x0f0f0f0fu, (q >> 4) & 0x0f0f0f0fu);
+#else
+    return LOAD8(p);
+#endif
+}
+
+// The dot product of 32 quants and 32 activations.
+inline int dot_block(uint8 q, uint8 x, int offset) {
+#if BITS == 4
+    int sum = offset;
+#else
+    int sum = 0;
+#endif
+    sum = dot4(q.s0, x.s0, sum);
+    sum = dot4(q.s1, x.s1, sum);
+    sum = dot4(q.s2, x.s2, sum);
+    sum = dot4(q.s3, x.s3, sum);
+    sum = dot4(q.s4, x.s4, sum);
+    sum = dot4(q.s5, x.s5, sum);
+    sum = dot4(q.s6, x.s6, sum);
+    return dot4(q.s7, x.s7, sum);
+}
+
+// Adds the blocks `block`, `block + step` and so on of a tile to `sums`, one for each of the rows of activations
+// from `row` on; rows from `row_end` on are read as the last one, and their sums mean nothing.
+inline void add_blocks(global const uchar *weights, uint tiles, uint blocks, uint tile, uint block, uint step,
+                       global const uint8 *values, global const float *scales, global const int *offsets,
+                       const uint *rows, float *sums) {
+    global const uint *quants = (global const uint *)weights + (ulong)tile * blocks * BLOCK_WORDS;
+    global const half *weight_scales =
+        (global const half *)(weights + (ulong)tiles * blocks * (BLOCK_WORDS * 4)) + (ulong)tile * blocks * LANES;
+    for (; block < blocks; block += step) {
+        const uint8 q = load_quants(quants + block * BLOCK_WORDS);
+        const float scale = vload_half(block * LANES + LANE, weight_scales);
+        __attribute__((opencl_unroll_hint(ROWS)))
+        for (uint r = 0; r < ROWS; r++) {
+            const uint at = rows[r] * blocks + block;
+            sums[r] += convert_float(dot_block(q, values[at], offsets[at])) * (scale * scales[at]);
+        }
+    }
+}
+
+// The result of a token: the sum over its planes.
+inline float of_token(const float *sums, uint token) {
+#if PLANES == 2
+    return sums[2 * token] + sums[2 * token + 1];
+#else
+    return sums[token];
+#endif
+}
+
+inline void store(float sum, global const float *bias, uint row, global float *out, ulong at, uint flags) {
+    if (flags & HAS_BIAS) {
+        sum += bias[row];
+    }
+    out[at] = (flags & ADD_TO) ? out[at] + sum : sum;
+}
+
+// The sums of all teams for one tile, written to rows `first` to `end` of `out`.
+inline void store_tile(const float *sums, local float *partial, global const float *bias, uint tile, uint rows,
+                       uint first, uint end, global float *out, uint flags) {
+    for (uint t = 0; t < TOKENS; t++) {
+        partial[(TEAM * TOKENS + t) * LANES + LANE] = of_token(sums, t);
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (uint i = get_local_id(0); i < TOKENS * LANES; i += GROUP) {
+        const uint token = first + i / LANES, row = tile * LANES + i % LANES;
+        float sum = 0.0f;
+        for (uint team = 0; team < TEAMS; team++) {
+            sum += partial[team * TOKENS * LANES + i];
+        }
+        if (token < end && row < rows) {
+            store(sum, bias, row, out, (ulong)token * rows + row, flags);
+        }
+    }
+}
+
+// Few tokens: the 16 teams of a group share the columns of one tile, so that one token's product has work for a whole
+// device. Group ids: tile, block of tokens.
+KERNEL matvec(IN(weights), const uint rows, const uint blocks, IN(bias), IN(values), IN(scales), IN(offsets), const uint tokens,
+              OUT(out), const uint flags) {
+    IN_PTR(uchar, weights);
+    IN_PTR(float, bias);
+    IN_PTR(uint8, values);
+    IN_PTR(float, scales);
+    IN_PTR(int, offsets);
+    OUT_PTR(float, out);
+    local float partial[TEAMS * TOKENS * LANES];
+    const uint tile = get_group_id(0), first = get_group_id(1) * TOKENS;
+    uint x_rows[ROWS];
+    float sums[ROWS];
+    for (uint r = 0; r < ROWS; r++) {
+        x_rows[r] = min(first + r / PLANES, tokens - 1) * PLANES + r % PLANES;
+        sums[r] = 0.0f;
+    }
+    add_blocks(weights, (rows + LANES - 1) / LANES, blocks, tile, TEAM, TEAMS, values, scales, offsets, x_rows, sums);
+    store_tile(sums, partial, bias, tile, rows, first, tokens, out, flags);
+}
+
+// Many tokens: each team has a tile and TOKENS tokens of its own. The teams of a group have four tiles and four
+// blocks of tokens, so that what one loads is in the cache for others. Group ids: four tiles, four blocks of tokens.
+KERNEL matmul(IN(weights), const uint rows, const uint blocks, IN(bias), IN(values), IN(scales), IN(offsets), const uint tokens,
+              OUT(out), const uint flags) {
+    IN_PTR(uchar, weights);
+    IN_PTR(float, bias);
+    IN_PTR(uint8, values);
+    IN_PTR(float, scales);
+    IN_PTR(int, offsets);
+    OUT_PTR(float, out);
+    const uint tiles = (rows + LANES - 1) / LANES;
+    const uint tile = get_group_id(0) * 4 + TEAM % 4, first = (get_group_id(1) * 4 + TEAM / 4) * TOKENS;
+    if (tile >= tiles || first >= tokens) {
+        return;
+    }
+    uint x_rows[ROWS];
+    float sums[ROWS];
+    for (uint r = 0; r < ROWS; r++) {
+        x_rows[r] = min(first + r / PLANES, tokens - 1) * PLANES + r % PLANES;
+        sums[r] = 0.0f;
+    }
+    add_blocks(weights, tiles, blocks, tile, 0, 1, values, scales, offsets, x_rows, sums);
+    const uint row = tile * LANES + LANE;
+    if (row < rows) {
+        for (uint t = 0; t < TOKENS && first + t < tokens; t++) {
+            store(of_token(sums, t), bias, row, out, (ulong)(first + t) * rows + row, flags);
+        }
+    }
+}
+
+// Products of the uses of experts (`group_experts.cl`), each with its expert's matrix, which begins `matrices[expert]`
+// bytes into `weights`; all have the same shape. Group ids: tile, expert, block of the expert's uses: as many as there
+// could be, most of which have nothing to do.
+KERNEL experts(IN(weights), IN(matrices), const uint rows, const uint blocks, IN(starts), IN(use_tokens), IN(values),
+               IN(scales), IN(offsets), OUT(out), const uint flags) {
+    IN_PTR(uchar, weights);
+    IN_PTR(ulong, matrices);
+    IN_PTR(uint, starts);
+    IN_PTR(uint, use_tokens);
+    IN_PTR(uint8, values);
+    IN_PTR(float, scales);
+    IN_PTR(int, offsets);
+    OUT_PTR(float, out);
+    local float partial[TEAMS * TOKENS * LANES];
+    const uint tile = get_group_id(0), expert = get_group_id(1);
+    const uint first = starts[expert] + get_group_id(2) * TOKENS, end = starts[expert + 1];
+    // Without uses there is nothing to add up and nothing to store. No return: there are barriers to come, before which
+    // PoCL 3.1 does not bear one.
+    uint x_rows[ROWS];
+    float sums[ROWS];
+    for (uint r = 0; r < ROWS; r++) {
+        const uint use = min(first + r / PLANES, max(end, 1u) - 1);
+        x_rows[r] = ((flags & SELECT) ? use_tokens[use] : use) * PLANES + r % PLANES;
+        sums[r] = 0.0f;
+    }
+    if (first < end) {
+        add_blocks(weights + matrices[expert], (rows + LANES - 1) / LANES, blocks, tile, TEAM, TEAMS, values, scales,
+                   offsets, x_rows, sums);
+    }
+    store_tile(sums, partial, scales, tile, rows, first, end, out, flags);
+}

@@ -1,0 +1,260 @@
+//! Products with packed weights.
+
+use tandem_memory::{PackedLayout, PackedMatrix, PackedType};
+
+use super::{LOCAL, Quantized, Uses};
+use crate::error::Result;
+use crate::gpu::{Gpu, GpuVec, Region, RegionMut, Scope, Work};
+use crate::path::{GROUP, LANES};
+use crate::program::Source;
+
+pub(crate) const MATMUL: Source =
+    Source { file: "matmul_packed.cl", text: include_str!("../../kernels/matmul_packed.cl") };
+/// Up to so many tokens the columns of a tile are shared out, since there are too few tiles to keep a device busy.
+const FEW_TOKENS: usize = 8;
+/// Rows of activations that a team takes at a time: a sum in a register for each.
+const TEAM_ROWS: usize = 8;
+/// Tiles, and blocks of tokens, of a work-group.
+const SIDE: usize = 4;
+
+/// Flags of the kernels, as in their source.
+pub(super) const HAS_BIAS: usize = 1;
+pub(super) const ADD_TO: usize = 2;
+const SELECT: usize = 4;
+
+/// A packed matrix that is lent to a device.
+#[derive(Clone, Debug)]
+pub struct PackedWeights<'scope> {
+    layout: PackedLayout,
+    bytes: Region<'scope, u8>,
+}
+
+impl<'scope> PackedWeights<'scope> {
+    /// A matrix over its bytes, quants and scales.
+    ///
+    /// # Panics
+    /// When there are more or fewer bytes than such a matrix has.
+    pub fn new(layout: PackedLayout, bytes: Region<'scope, u8>) -> Self {
+        assert_eq!(bytes.len(), layout.n_bytes(), "bytes of {layout:?}");
+        Self { layout, bytes }
+    }
+
+    /// Lends a matrix of the weight store.
+    ///
+    /// # Errors
+    /// When its memory is not shared with the device.
+    pub fn lend(scope: &'scope Scope<'scope, '_>, matrix: &PackedMatrix<'scope>) -> Result<Self> {
+        Ok(Self::new(matrix.layout(), scope.lend(matrix.bytes())?))
+    }
+
+    /// Encoding.
+    pub(super) fn kind(&self) -> PackedType {
+        self.layout.kind()
+    }
+
+    /// Quants and scales.
+    pub(super) fn bytes(&self) -> &Region<'scope, u8> {
+        &self.bytes
+    }
+
+    /// Rows: features of the output.
+    pub fn rows(&self) -> usize {
+        self.layout.rows()
+    }
+
+    /// Columns: features of the input.
+    pub fn cols(&self) -> usize {
+        self.layout.cols()
+    }
+}
+
+/// What becomes of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// It takes the place of what was there.
+    Replace,
+    /// It is added to what is there, as a branch to the residual stream.
+    Add,
+}
+
+/// `out = W x + b`, or `out += W x + b`, for every token of `x`; `out` is `[token][rows]`.
+///
+/// # Errors
+/// When the driver fails.
+///
+/// # Panics
+/// When the shapes do not fit together.
+pub fn matmul(
+    scope: &Scope<'_, '_>,
+    weights: &PackedWeights<'_>,
+    bias: Option<&Region<'_, f32>>,
+    x: &Quantized<'_>,
+    output: Output,
+    out: &RegionMut<'_, f32>,
+) -> Result<()> {
+    let (rows, tokens) = (weights.rows(), x.tokens());
+    assert_eq!(weights.cols(), x.cols(), "columns of weights and activations");
+    assert_eq!(out.len(), tokens * rows, "output of {tokens} tokens x {rows}");
+    if let Some(bias) = bias {
+        assert_eq!(bias.len(), rows, "matmul bias");
+    }
+    let planes = x.planes();
+    let few = tokens <= FEW_TOKENS;
+    let most = TEAM_ROWS / planes;
+    // Few are filled up to a power of two: each number would be a program of its own.
+    let team_tokens = if few { tokens.next_power_of_two().min(most) } else { most };
+    let (tiles, blocks) = (weights.layout.tiles(), tokens.div_ceil(team_tokens));
+    let defines =
+        [("BITS", bits(weights.layout.kind())), ("PLANES", planes), ("TOKENS", team_tokens)];
+    let (name, global) = if few {
+        ("matvec", [tiles * GROUP, blocks, 1])
+    } else {
+        ("matmul", [tiles.div_ceil(SIDE) * GROUP, blocks.div_ceil(SIDE), 1])
+    };
+    let work = Work { source: MATMUL, name, defines: &defines, global, local: LOCAL };
+    let (values, scales, offsets) = x.parts();
+    let flags =
+        HAS_BIAS * usize::from(bias.is_some()) + ADD_TO * usize::from(output == Output::Add);
+    // Something must be passed for a bias that is not there; it is not read.
+    let bias = bias.map_or_else(|| (&**scales).into(), Into::into);
+    // SAFETY: the weights are those of their layout, which the kernel computes from `rows` and blocks; activations,
+    // bias and output have been checked against it above.
+    unsafe {
+        scope.launch(
+            work,
+            &[
+                (&weights.bytes).into(),
+                rows.into(),
+                weights.layout.blocks().into(),
+                bias,
+                values.into(),
+                scales.into(),
+                offsets.into(),
+                tokens.into(),
+                out.into(),
+                flags.into(),
+            ],
+        )
+    }
+}
+
+/// Where the matrices of a layer's experts begin, in bytes from the start of what holds them all.
+#[derive(Debug)]
+pub struct ExpertStarts {
+    end: u64,
+    starts: GpuVec<u64>,
+}
+
+impl ExpertStarts {
+    /// The starts, where the device can read them.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    ///
+    /// # Panics
+    /// When one is no multiple of 64.
+    pub fn new(gpu: &Gpu, starts: &[u64]) -> Result<Self> {
+        let aligned = starts.iter().all(|start| start.is_multiple_of(64));
+        assert!(aligned, "matrices at {starts:?}");
+        let end = starts.iter().copied().max().unwrap_or(0);
+        Ok(Self { end, starts: gpu.upload(starts)? })
+    }
+}
+
+/// The matrices of all experts of a layer, of one shape and in one allocation.
+#[derive(Clone, Debug)]
+pub struct ExpertWeights<'scope> {
+    layout: PackedLayout,
+    bytes: Region<'scope, u8>,
+    starts: Region<'scope, u64>,
+}
+
+impl<'scope> ExpertWeights<'scope> {
+    /// Matrices at their starts within `bytes`.
+    ///
+    /// # Errors
+    /// When the starts belong to another device.
+    ///
+    /// # Panics
+    /// When a matrix is not within `bytes`.
+    pub fn new(
+        scope: &'scope Scope<'scope, '_>,
+        layout: PackedLayout,
+        bytes: Region<'scope, u8>,
+        starts: &'scope ExpertStarts,
+    ) -> Result<Self> {
+        let (end, size) = (starts.end + layout.n_bytes() as u64, bytes.len() as u64);
+        assert!(end <= size, "a matrix ends at {end} of {size} bytes");
+        Ok(Self { layout, bytes, starts: scope.vec(&starts.starts)? })
+    }
+}
+
+/// What goes into experts' products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertInput {
+    /// The activations of a use's token: gate and up projections.
+    OfTokens,
+    /// A use's own activations: down projections.
+    OfUses,
+}
+
+/// `out = W x` for every use of an expert, with the expert's own matrix; `out` is `[use][rows]`.
+///
+/// # Errors
+/// When the driver fails.
+///
+/// # Panics
+/// When the shapes do not fit together.
+pub fn matmul_experts(
+    scope: &Scope<'_, '_>,
+    weights: &ExpertWeights<'_>,
+    uses: &Uses<'_>,
+    x: &Quantized<'_>,
+    input: ExpertInput,
+    out: &RegionMut<'_, f32>,
+) -> Result<()> {
+    let layout = weights.layout;
+    let count = uses.tokens.len();
+    let (tokens, planes) = (count / 2, x.planes());
+    let expected = if input == ExpertInput::OfTokens { tokens } else { count };
+    assert_eq!((layout.cols(), expected), (x.cols(), x.tokens()), "activations of experts");
+    assert_eq!(weights.starts.len(), uses.n_experts(), "experts");
+    assert_eq!(out.len(), count * layout.rows(), "output of {count} uses");
+    // A token uses an expert once, so no expert has more uses than there are tokens.
+    let team_tokens = tokens.next_power_of_two().min(TEAM_ROWS / planes);
+    let defines = [("BITS", bits(layout.kind())), ("PLANES", planes), ("TOKENS", team_tokens)];
+    let global = [layout.tiles() * GROUP, uses.n_experts(), tokens.div_ceil(team_tokens)];
+    let work = Work { source: MATMUL, name: "experts", defines: &defines, global, local: LOCAL };
+    let (values, scales, offsets) = x.parts();
+    let flags = SELECT * usize::from(input == ExpertInput::OfTokens);
+    // SAFETY: every matrix is within its bytes; uses are of tokens of this batch, by what grouped them, and the
+    // activations and the output are as many as those.
+    unsafe {
+        scope.launch(
+            work,
+            &[
+                (&weights.bytes).into(),
+                (&weights.starts).into(),
+                layout.rows().into(),
+                layout.blocks().into(),
+                (&uses.starts).into(),
+                (&uses.tokens).into(),
+                values.into(),
+                scales.into(),
+                offsets.into(),
+                out.into(),
+                flags.into(),
+            ],
+        )
+    }
+}
+
+/// Bits of a quant.
+const fn bits(kind: PackedType) -> usize {
+    match kind {
+        PackedType::Q4_0 => 4,
+        PackedType::Q8_0 => 8,
+    }
+}
+
+const _: () = assert!(SIDE * SIDE * LANES == GROUP, "a group is as many teams as its square has");

@@ -1,0 +1,48 @@
+//! The operations of a forward pass, as `tandem_cpu::ops` has them: activations are f32, row-major, one row per token.
+//!
+//! Every operation is enqueued and returns. Memory that does not fit together is an error of the program, and panics
+//! before anything is enqueued: a kernel never leaves the memory it is given.
+#![allow(unsafe_code)]
+
+mod activations;
+mod attention;
+mod elementwise;
+mod experts;
+mod matmul;
+mod norm;
+mod rows;
+
+pub use activations::{Precision, Quantized, QuantizedVec};
+pub use attention::{Heads, KvRegion, attention_spans};
+pub use elementwise::{argmax, silu_mul};
+pub use experts::{Uses, UsesOnCpu, UsesVec, sparsemixer};
+pub use matmul::{
+    ExpertInput, ExpertStarts, ExpertWeights, Output, PackedWeights, matmul, matmul_experts,
+};
+pub use norm::layer_norm;
+pub use rows::{FloatWeights, Table, embedding, matmul_rows};
+
+use crate::path::GROUP;
+
+/// The sources of all operations.
+pub(crate) mod sources {
+    pub(crate) use super::activations::QUANTIZE;
+    pub(crate) use super::attention::{ATTENTION, ROPE};
+    pub(crate) use super::elementwise::{ARGMAX, ELEMENTWISE};
+    pub(crate) use super::experts::{GATHER, GROUPING, ROUTER};
+    pub(crate) use super::matmul::MATMUL;
+    pub(crate) use super::norm::LAYER_NORM;
+    pub(crate) use super::rows::{EMBEDDING, MATVEC_ROWS};
+}
+
+/// Every kernel's work-group.
+const LOCAL: [usize; 3] = [GROUP, 1, 1];
+
+/// How many tokens `len` numbers are, at `width` numbers a token.
+///
+/// # Panics
+/// When they are no whole number of tokens.
+fn tokens(what: &str, len: usize, width: usize) -> usize {
+    assert!(width > 0 && len.is_multiple_of(width), "{what}: {len} numbers are no rows of {width}");
+    len / width
+}

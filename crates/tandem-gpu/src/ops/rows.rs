@@ -1,0 +1,149 @@
+//! Weights in rows, as in a file, in a float encoding: products with f32 activations, and the embedding table.
+
+use tandem_formats::DType;
+use tandem_memory::PackedType;
+
+use super::matmul::{ADD_TO, HAS_BIAS};
+use super::{LOCAL, Output, PackedWeights};
+use crate::error::{GpuError, Result};
+use crate::gpu::{Region, RegionMut, Scope, Work};
+use crate::path::{GROUP, LANES};
+use crate::program::Source;
+
+pub(crate) const MATVEC_ROWS: Source =
+    Source { file: "matvec_rows.cl", text: include_str!("../../kernels/matvec_rows.cl") };
+pub(crate) const EMBEDDING: Source =
+    Source { file: "embedding.cl", text: include_str!("../../kernels/embedding.cl") };
+/// Tokens that a work-group takes at a time, at most.
+const TOKENS: usize = 8;
+
+/// A matrix of floats that is lent to a device.
+#[derive(Clone, Debug)]
+pub struct FloatWeights<'scope> {
+    kind: usize,
+    rows: usize,
+    cols: usize,
+    bytes: Region<'scope, u8>,
+}
+
+impl<'scope> FloatWeights<'scope> {
+    /// A matrix over its bytes.
+    ///
+    /// # Errors
+    /// When the encoding is none of f32, f16 and bf16.
+    ///
+    /// # Panics
+    /// When there are more or fewer bytes than such a matrix has.
+    pub fn new(
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        bytes: Region<'scope, u8>,
+        scope: &Scope<'_, '_>,
+    ) -> Result<Self> {
+        // Numbers by which the kernels know encodings.
+        let kind = match dtype {
+            DType::F32 => 32,
+            DType::F16 => 16,
+            DType::BF16 => 17,
+            other => {
+                let device = scope.gpu().device().info().full_name();
+                return Err(GpuError::Missing { device, what: format!("kernels for {other}") });
+            }
+        };
+        assert_eq!(
+            dtype.bytes_for(cols).map(|row| row * rows),
+            Some(bytes.len()),
+            "bytes of a matrix of {rows} x {cols} {dtype}"
+        );
+        Ok(Self { kind, rows, cols, bytes })
+    }
+}
+
+/// `out = W x + b`, or `out += W x + b`, for every token of `x`, `[token][cols]`; `out` is `[token][rows]`.
+///
+/// # Errors
+/// When the driver fails.
+///
+/// # Panics
+/// When the shapes do not fit together.
+pub fn matmul_rows(
+    scope: &Scope<'_, '_>,
+    weights: &FloatWeights<'_>,
+    bias: Option<&Region<'_, f32>>,
+    x: &Region<'_, f32>,
+    output: Output,
+    out: &RegionMut<'_, f32>,
+) -> Result<()> {
+    let FloatWeights { kind, rows, cols, ref bytes } = *weights;
+    let tokens = super::tokens("matmul input", x.len(), cols);
+    assert_eq!(out.len(), tokens * rows, "output of {tokens} tokens x {rows}");
+    if let Some(bias) = bias {
+        assert_eq!(bias.len(), rows, "matmul bias");
+    }
+    let group_tokens = tokens.next_power_of_two().min(TOKENS);
+    let flags =
+        HAS_BIAS * usize::from(bias.is_some()) + ADD_TO * usize::from(output == Output::Add);
+    let defines = [("KIND", kind), ("TOKENS", group_tokens)];
+    let global = [rows.div_ceil(GROUP / LANES) * GROUP, tokens.div_ceil(group_tokens), 1];
+    let work =
+        Work { source: MATVEC_ROWS, name: "matvec_rows", defines: &defines, global, local: LOCAL };
+    // Something must be passed for a bias that is not there; it is not read.
+    let bias = bias.map_or_else(|| x.into(), Into::into);
+    // SAFETY: the matrix is of `rows x cols` as the kernel is told; the others have been checked against it.
+    unsafe {
+        scope.launch(
+            work,
+            &[
+                bytes.into(),
+                rows.into(),
+                cols.into(),
+                bias,
+                x.into(),
+                tokens.into(),
+                out.into(),
+                flags.into(),
+            ],
+        )
+    }
+}
+
+/// An embedding table.
+#[derive(Clone, Debug)]
+pub enum Table<'a, 'scope> {
+    /// Packed.
+    Packed(&'a PackedWeights<'scope>),
+    /// In rows.
+    Rows(&'a FloatWeights<'scope>),
+}
+
+/// The rows of the table that `ids` name, in f32; `out` is `[token][cols]`. An id beyond the table gives NaN.
+///
+/// # Errors
+/// When the driver fails.
+///
+/// # Panics
+/// When the shapes do not fit together.
+pub fn embedding(
+    scope: &Scope<'_, '_>,
+    table: &Table<'_, '_>,
+    ids: &Region<'_, u32>,
+    out: &RegionMut<'_, f32>,
+) -> Result<()> {
+    let (kind, rows, cols, bytes) = match table {
+        Table::Rows(FloatWeights { kind, rows, cols, bytes }) => (*kind, *rows, *cols, bytes),
+        Table::Packed(packed) => {
+            let kind = if packed.kind() == PackedType::Q4_0 { 4 } else { 8 };
+            (kind, packed.rows(), packed.cols(), packed.bytes())
+        }
+    };
+    assert_eq!(out.len(), ids.len() * cols, "rows of the embedding");
+    let defines = [("KIND", kind), ("COLS", cols)];
+    let global = [out.len().next_multiple_of(GROUP), 1, 1];
+    let work =
+        Work { source: EMBEDDING, name: "embedding", defines: &defines, global, local: LOCAL };
+    // SAFETY: the table is of `rows x COLS`, and the kernel looks at no row beyond; `out` has a row for each id.
+    unsafe {
+        scope.launch(work, &[bytes.into(), rows.into(), ids.into(), ids.len().into(), out.into()])
+    }
+}

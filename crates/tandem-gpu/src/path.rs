@@ -1,0 +1,75 @@
+//! The ways in which kernels are written.
+//!
+//! The source of a kernel is one; what differs is how work-items of a tile exchange numbers and how four 8-bit
+//! products are added, which `kernels/common.cl` hides behind a few macros.
+
+use serde::Serialize;
+
+use crate::device::DeviceInfo;
+
+/// Work-items that share a tile: one for each of its 16 rows.
+pub(crate) const LANES: usize = 16;
+/// Work-items of a work-group, in every kernel.
+pub(crate) const GROUP: usize = 256;
+
+/// What a kernel may rely on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Path {
+    /// Subgroups of 16, and dot products of four packed 8-bit integers in one instruction.
+    Dot,
+    /// Subgroups of 16.
+    Subgroup,
+    /// OpenCL C 1.2 and local memory.
+    Portable,
+}
+
+impl Path {
+    /// All of them, best first.
+    pub const ALL: [Self; 3] = [Self::Dot, Self::Subgroup, Self::Portable];
+
+    /// Name, as in benchmark results.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Dot => "dot",
+            Self::Subgroup => "subgroup",
+            Self::Portable => "portable",
+        }
+    }
+
+    /// Whether a device has what it takes.
+    pub fn runs_on(self, device: &DeviceInfo) -> bool {
+        let subgroups = device.subgroup_sizes.contains(&LANES) && device.opencl_c >= (2, 0);
+        match self {
+            Self::Dot => subgroups && device.integer_dot_product,
+            Self::Subgroup => subgroups,
+            Self::Portable => true,
+        }
+    }
+
+    /// Options of the compiler that choose the path in the kernels' source.
+    pub(crate) fn options(self, device: &DeviceInfo) -> String {
+        let mut flags = self.flags(device.subgroup_block_reads, device.exact_division);
+        if self == Self::Subgroup && device.opencl_c < (3, 0) {
+            flags[0] = "-cl-std=CL2.0".to_owned();
+        }
+        flags.join(" ")
+    }
+
+    /// The options for a device of OpenCL C 3.0, one by one.
+    pub(crate) fn flags(self, block_reads: bool, exact_division: bool) -> Vec<String> {
+        let mut flags = match self {
+            // The least that a device can have: what compiles so runs everywhere.
+            Self::Portable => vec!["-cl-std=CL1.2"],
+            Self::Subgroup => vec!["-cl-std=CL3.0", "-DSUBGROUPS"],
+            Self::Dot => vec!["-cl-std=CL3.0", "-DSUBGROUPS", "-DDOT"],
+        };
+        if self != Self::Portable && block_reads {
+            flags.push("-DBLOCK_READS");
+        }
+        if exact_division {
+            flags.push("-cl-fp32-correctly-rounded-divide-sqrt");
+        }
+        flags.into_iter().map(str::to_owned).collect()
+    }
+}

@@ -1,0 +1,261 @@
+//! Products of packed weights and activations in 8 bits.
+//!
+//! The oracle multiplies what the weights and the 8-bit activations stand for, in f64. Dot products of quants are
+//! whole numbers and must be exact; what is allowed are the roundings of f32 afterwards: two for each block's
+//! product with its scales, one for each block that is added, and those of 16 bits: in `dequantize`, which the oracle
+//! starts from, and where both halves are added.
+
+use half::f16;
+use tandem_formats::blocks;
+use tandem_gpu::ops::{self, Output, PackedWeights, Precision, QuantizedVec};
+use tandem_gpu::{Gpu, GpuVec};
+use tandem_memory::{PackedLayout, PackedType};
+use tandem_testkit::Rng;
+use tandem_testkit::oracle::{assert_close, products};
+
+use super::{numbers, on_every_gpu};
+
+const KINDS: [PackedType; 2] = [PackedType::Q4_0, PackedType::Q8_0];
+const PRECISIONS: [Precision; 2] = [Precision::Bits8, Precision::Bits16];
+
+/// Weights as the oracle sees them, and packed.
+pub(crate) struct Packed {
+    layout: PackedLayout,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) plain: Vec<f32>,
+}
+
+impl Packed {
+    /// Random bytes, so every quant occurs, and sane scales.
+    pub(crate) fn random(rng: &mut Rng, kind: PackedType, rows: usize, cols: usize) -> Self {
+        let mut raw = vec![0; kind.dtype().bytes_for(cols).unwrap() * rows];
+        rng.fill(&mut raw);
+        for block in raw.chunks_exact_mut(kind.dtype().block_bytes()) {
+            let scale = f16::from_f32((2.0 * rng.uniform() - 1.0) * 0.05);
+            block[..2].copy_from_slice(&scale.to_le_bytes());
+        }
+        Self::of(kind, rows, cols, &raw)
+    }
+
+    fn of(kind: PackedType, rows: usize, cols: usize, raw: &[u8]) -> Self {
+        let layout = PackedLayout::new(kind, rows, cols).unwrap();
+        let mut bytes = vec![0; layout.n_bytes()];
+        let (quants, scales) = bytes.split_at_mut(layout.quant_bytes());
+        layout.pack_tiles(raw, quants, scales);
+        let mut plain = vec![0.0; rows * cols];
+        blocks::dequantize(kind.dtype(), raw, &mut plain);
+        Self { layout, bytes, plain }
+    }
+
+    /// Holds a device against the oracle.
+    fn check(&self, what: &str, gpu: &Gpu, bias: Option<&[f32]>, x: &[f32], output: Output) {
+        let (rows, cols, kind) = (self.layout.rows(), self.layout.cols(), self.layout.kind());
+        let tokens = x.len() / cols;
+        let weights = gpu.upload(&self.bytes).unwrap();
+        for precision in PRECISIONS {
+            // Whatever was there must be overwritten, or added to.
+            let before = if output == Output::Add { 0.5 } else { f32::NAN };
+            let start = vec![before; tokens * rows];
+            let (out, seen) =
+                product(gpu, self.layout, &weights, bias, x, precision, output, &start);
+            let roundings = (cols / 32 + 6) as f64;
+            let mut expected = products(&self.plain, bias, &seen, cols, roundings, 65504.0);
+            if output == Output::Add {
+                for (result, tolerance) in &mut expected {
+                    *result += 0.5;
+                    *tolerance += tandem_testkit::oracle::U * (result.abs() + 0.5);
+                }
+            }
+            let what = format!("{what}: {kind:?} {rows} x {cols}, {tokens} tokens, {precision:?}");
+            assert_close(&what, &out, &expected);
+        }
+    }
+}
+
+/// The product, and the activations that went into it.
+#[allow(clippy::too_many_arguments)]
+fn product(
+    gpu: &Gpu,
+    layout: PackedLayout,
+    weights: &GpuVec<u8>,
+    bias: Option<&[f32]>,
+    x: &[f32],
+    precision: Precision,
+    output: Output,
+    start: &[f32],
+) -> (Vec<f32>, Vec<f32>) {
+    let (cols, tokens) = (layout.cols(), x.len() / layout.cols());
+    let mut room = QuantizedVec::new(gpu, x.len(), precision).unwrap();
+    let bias = bias.map(|bias| gpu.upload(bias).unwrap());
+    let x = gpu.upload(x).unwrap();
+    let mut out = gpu.upload(start).unwrap();
+    gpu.scope(|scope| {
+        let quantized = room.fill(scope, &scope.vec(&x)?, cols, precision)?;
+        let weights = PackedWeights::new(layout, scope.vec(weights)?);
+        let bias = bias.as_ref().map(|bias| scope.vec(bias)).transpose()?;
+        let out = scope.vec_mut(&mut out)?;
+        ops::matmul(scope, &weights, bias.as_ref(), &quantized, output, &out)
+    })
+    .unwrap();
+    let seen = room.dequantize(gpu, tokens, cols, precision).unwrap();
+    (gpu.read(&out).unwrap(), seen)
+}
+
+#[test]
+fn every_size_and_number_of_tokens() {
+    on_every_gpu(|what, gpu| {
+        let mut rng = Rng::new(31);
+        for kind in KINDS {
+            for (rows, cols) in
+                [(1, 32), (15, 32), (16, 448), (17, 32), (40, 448), (448, 32), (33, 4096)]
+            {
+                let weights = Packed::random(&mut rng, kind, rows, cols);
+                let bias = numbers(&mut rng, rows);
+                for tokens in [1, 2, 3, 8, 37] {
+                    // The larger ones repeat what the smaller ones have shown.
+                    if cols == 4096 && ![1, 37].contains(&tokens) {
+                        continue;
+                    }
+                    let x = numbers(&mut rng, tokens * cols);
+                    let bias = Some(&bias[..]).filter(|_| tokens != 3);
+                    let output = if tokens == 2 { Output::Add } else { Output::Replace };
+                    weights.check(what, gpu, bias, &x, output);
+                }
+            }
+        }
+    });
+}
+
+/// The largest and smallest quants, scales at the ends of f16, and activations that make every sum as large as it
+/// can be, so that whatever saturates does.
+#[test]
+fn extreme_blocks() {
+    on_every_gpu(|what, gpu| {
+        let mut rng = Rng::new(33);
+        let (rows, cols) = (20, 448);
+        let activations: [fn(usize, &mut Rng) -> f32; 8] = [
+            |_, _| 1.0,
+            |_, _| -1.0,
+            |col, _| if col % 2 == 0 { 1.0 } else { -1.0 },
+            |col, _| if col % 32 < 16 { 1.0 } else { -1.0 },
+            |_, rng| rng.uniform(),
+            |col, rng| if col < 64 { 0.0 } else { rng.normal() * 1e25 },
+            |_, rng| rng.normal() * 1e-30,
+            |_, rng| rng.normal() * 1e-38,
+        ];
+        let scales = [f16::MAX, f16::MIN, f16::MIN_POSITIVE_SUBNORMAL, f16::ZERO, f16::NEG_ZERO];
+        for kind in KINDS {
+            // -8 and 0, 7 and -1, -128, 127, a mix of signs.
+            for fill in [[0x00; 2], [0xff; 2], [0x80; 2], [0x7f; 2], [0x80, 0x7f]] {
+                let block_bytes = kind.dtype().block_bytes();
+                let mut raw = vec![0; kind.dtype().bytes_for(cols).unwrap() * rows];
+                for (i, block) in raw.chunks_exact_mut(block_bytes).enumerate() {
+                    // 14 blocks a row: each row begins with another scale.
+                    block[..2].copy_from_slice(&scales[i % 5].to_le_bytes());
+                    block[2..].iter_mut().zip(fill.iter().cycle()).for_each(|(q, &fill)| *q = fill);
+                }
+                let weights = Packed::of(kind, rows, cols, &raw);
+                for activation in activations {
+                    for tokens in [1, 11] {
+                        let x: Vec<f32> =
+                            (0..tokens * cols).map(|i| activation(i % cols, &mut rng)).collect();
+                        weights.check(what, gpu, None, &x, Output::Replace);
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn activations_keep_within_half_a_step() {
+    on_every_gpu(|what, gpu| {
+        let mut rng = Rng::new(36);
+        let (tokens, cols) = (40, 64);
+        let mut x = numbers(&mut rng, tokens * cols);
+        for (i, block) in x.chunks_exact_mut(32).enumerate() {
+            let scale = [1.0, 1e-20, 1e20, 0.0][i % 4];
+            block.iter_mut().for_each(|x| *x *= scale);
+        }
+        // Ties, and both ends of the range.
+        x[..4].copy_from_slice(&[127.0, -127.0, 0.5, -1.5]);
+        for (precision, steps) in PRECISIONS.into_iter().zip([127.0, 254.0 * 127.0]) {
+            let mut room = QuantizedVec::new(gpu, x.len(), precision).unwrap();
+            let input = gpu.upload(&x).unwrap();
+            gpu.scope(|scope| {
+                let quantized = room.fill(scope, &scope.vec(&input)?, cols, precision)?;
+                assert_eq!((quantized.tokens(), quantized.cols()), (tokens, cols));
+                Ok(())
+            })
+            .unwrap();
+            let back = room.dequantize(gpu, tokens, cols, precision).unwrap();
+            for (x, back) in x.chunks_exact(32).zip(back.chunks_exact(32)) {
+                let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+                for (x, back) in x.iter().zip(back) {
+                    let allowed = largest / steps * 0.501;
+                    assert!((x - back).abs() <= allowed, "{what}: {x} became {back}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_not_finite_stays_in_its_token() {
+    on_every_gpu(|what, gpu| {
+        let mut rng = Rng::new(37);
+        let (rows, cols, tokens) = (20, 448, 12);
+        for kind in KINDS {
+            let weights = Packed::random(&mut rng, kind, rows, cols);
+            let bytes = gpu.upload(&weights.bytes).unwrap();
+            let mut x = numbers(&mut rng, tokens * cols);
+            x[cols + 370] = f32::NAN;
+            x[3 * cols] = f32::INFINITY;
+            x[4 * cols + 33] = f32::NEG_INFINITY;
+            for count in [6, 12] {
+                let (x, start) = (&x[..count * cols], vec![0.0; count * rows]);
+                let (out, _) = product(
+                    gpu,
+                    weights.layout,
+                    &bytes,
+                    None,
+                    x,
+                    Precision::Bits8,
+                    Output::Replace,
+                    &start,
+                );
+                for (i, out) in out.iter().enumerate() {
+                    let expected = [1, 3, 4].contains(&(i / rows));
+                    assert_eq!(out.is_nan(), expected, "{what}: {kind:?} {count} {i}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn results_do_not_depend_on_company() {
+    on_every_gpu(|what, gpu| {
+        let mut rng = Rng::new(34);
+        let (rows, cols, tokens) = (50, 448, 40);
+        for (kind, precision) in KINDS.into_iter().zip(PRECISIONS) {
+            let weights = Packed::random(&mut rng, kind, rows, cols);
+            let bytes = gpu.upload(&weights.bytes).unwrap();
+            let x = numbers(&mut rng, tokens * cols);
+            let run = |first: usize, count: usize| {
+                let x = &x[first * cols..(first + count) * cols];
+                let start = vec![0.0; count * rows];
+                let layout = weights.layout;
+                product(gpu, layout, &bytes, None, x, precision, Output::Replace, &start).0
+            };
+            // Few tokens and many are added up in different orders, but each in one of its own.
+            for (all, parts) in [(8, [(0, 1), (3, 2)]), (40, [(0, 9), (20, 17)])] {
+                let whole = run(0, all);
+                for (first, count) in parts {
+                    let part = run(first, count);
+                    assert!(part == whole[first * rows..(first + count) * rows], "{what} {kind:?}");
+                }
+            }
+        }
+    });
+}

@@ -4,7 +4,7 @@ use half::f16;
 use tandem_cpu::ops::{Input, Largest, Product, matmul, matmul_all};
 use tandem_cpu::{Cpu, MatrixRef};
 use tandem_formats::{DType, blocks};
-use tandem_testkit::oracle::{Expected, assert_close, products};
+use tandem_testkit::oracle::{Expected, U, assert_close, products};
 
 use super::{Random, on_every_isa, roundings};
 

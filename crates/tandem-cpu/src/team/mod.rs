@@ -181,7 +181,7 @@ impl ThreadTeam {
     }
 
     /// Calls `f` with ranges that together cover `0..items` exactly once. A member's ranges are neighbours as far as
-    /// they can be, and get smaller towards the end: see [`Shares`].
+    /// they can be, and get smaller towards the end, so that members of different speed end together.
     ///
     /// # Panics
     /// As [`run`](Self::run), and when there are 2^32 items or more.

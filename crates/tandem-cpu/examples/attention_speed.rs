@@ -8,13 +8,14 @@
 //! best round.
 #![allow(clippy::print_stdout)]
 
-use std::time::Instant;
+mod support;
 
 use tandem_cpu::measure::{Reading, float_peak, read_pass};
 use tandem_cpu::ops::{Queries, Rope, attention, store_kv};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
 use tandem_memory::{AlignedBuffer, KvCache, KvType};
-use tandem_testkit::Rng;
+
+use support::{header, numbers, row, time};
 
 const HEADS: usize = 16;
 const KV_HEADS: usize = 4;
@@ -119,36 +120,4 @@ fn filled(cpu: &Cpu, rope: &Rope, kind: KvType, context: usize) -> KvCache {
         store_kv(cpu, &mut cache, layer, 0, (&k, &v), rope).expect("room");
     }
     cache
-}
-
-fn numbers(count: usize) -> Vec<f32> {
-    let mut rng = Rng::new(2);
-    (0..count).map(|_| rng.normal()).collect()
-}
-
-fn time(f: impl FnOnce()) -> f64 {
-    let begin = Instant::now();
-    f();
-    begin.elapsed().as_secs_f64()
-}
-
-fn header(what: &str, first: &str, cpus: &[Cpu]) {
-    let names: Vec<String> = cpus.iter().map(|cpu| cpu.isa().to_string()).collect();
-    println!("| {what} | {first} | {} |", names.join(" | "));
-    println!("|---|{}", "---|".repeat(cpus.len() + 1));
-}
-
-/// A line of `amount` per second, in units of 10^9.
-fn row(what: &str, amount: f64, seconds: &[Vec<f64>]) {
-    let cells: Vec<String> = (seconds.iter())
-        .map(|seconds| {
-            let mut rates: Vec<f64> = seconds.iter().map(|s| amount / s / 1e9).collect();
-            rates.sort_by(f64::total_cmp);
-            match rates.last() {
-                Some(best) => format!("{:.1} ({best:.1})", rates[rates.len() / 2]),
-                None => String::new(),
-            }
-        })
-        .collect();
-    println!("| {what} | {} |", cells.join(" | "));
 }

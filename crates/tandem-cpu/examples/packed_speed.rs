@@ -6,13 +6,15 @@
 //! compared, so that a busy machine troubles all alike; shown are the median and the best round.
 #![allow(clippy::print_stdout)]
 
-use std::time::Instant;
+mod support;
 
 use tandem_cpu::measure::{Reading, read_pass};
 use tandem_cpu::ops::{Input, Precision, QuantizedActivations, Weights, matmul};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
 use tandem_memory::{AlignedBuffer, PackedLayout, PackedMatrix, PackedType};
 use tandem_testkit::Rng;
+
+use support::{header, numbers, row, time};
 
 /// Bytes of all copies of a matrix together: several times any cache.
 const STREAM: usize = 256 << 20;
@@ -51,7 +53,7 @@ fn decode(cpus: &[Cpu], memory: &mut AlignedBuffer) {
             let layout = PackedLayout::new(kind, rows, cols).expect("whole blocks");
             let copies = sane(memory, layout);
             let bytes = layout.n_bytes() * copies;
-            let x = activations(cols);
+            let x = numbers(cols);
             let mut seconds = vec![Vec::new(); cpus.len() + 1];
             for _ in 0..ROUNDS {
                 let words = &memory.typed::<u64>()[..bytes / size_of::<u64>()];
@@ -84,7 +86,7 @@ fn prefill(cpus: &[Cpu], memory: &mut AlignedBuffer) {
             sane(memory, layout);
             let weights = Weights::from(PackedMatrix::new(layout, &memory[..layout.n_bytes()]));
             for tokens in TOKENS {
-                let x = activations(tokens * cols);
+                let x = numbers(tokens * cols);
                 let mut out = vec![0.0; tokens * rows];
                 let mut seconds = vec![Vec::new(); cpus.len() + 1];
                 for _ in 0..ROUNDS {
@@ -115,36 +117,4 @@ fn sane(memory: &mut AlignedBuffer, layout: PackedLayout) -> usize {
         }
     }
     count
-}
-
-fn activations(count: usize) -> Vec<f32> {
-    let mut rng = Rng::new(2);
-    (0..count).map(|_| rng.normal()).collect()
-}
-
-fn time(f: impl FnOnce()) -> f64 {
-    let begin = Instant::now();
-    f();
-    begin.elapsed().as_secs_f64()
-}
-
-fn header(what: &str, first: &str, cpus: &[Cpu]) {
-    let names: Vec<String> = cpus.iter().map(|cpu| cpu.isa().to_string()).collect();
-    println!("| {what} | {first} | {} |", names.join(" | "));
-    println!("|---|{}", "---|".repeat(cpus.len() + 1));
-}
-
-/// A line of `amount` per second, in units of 10^9.
-fn row(what: &str, amount: f64, seconds: &[Vec<f64>]) {
-    let cells: Vec<String> = (seconds.iter())
-        .map(|seconds| {
-            let mut rates: Vec<f64> = seconds.iter().map(|s| amount / s / 1e9).collect();
-            rates.sort_by(f64::total_cmp);
-            match rates.last() {
-                Some(best) => format!("{:.1} ({best:.1})", rates[rates.len() / 2]),
-                None => String::new(),
-            }
-        })
-        .collect();
-    println!("| {what} | {} |", cells.join(" | "));
 }

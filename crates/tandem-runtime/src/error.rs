@@ -1,6 +1,6 @@
 //! Why text could not be generated.
 
-use tandem_memory::{KvError, MemoryError};
+use tandem_memory::{AllocError, KvError, MemoryError};
 use tandem_model::ModelError;
 
 /// Why the runtime could not do what it was asked for.
@@ -12,6 +12,9 @@ pub enum RuntimeError {
     /// The weights in memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// Memory for activations.
+    #[error("activations: {0}")]
+    Activations(#[from] AllocError),
     /// The KV cache.
     #[error(transparent)]
     Kv(#[from] KvError),

@@ -6,6 +6,9 @@
 //! 40 with 8; from 12 KB on it is less again.
 #![allow(unsafe_code)]
 
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
 /// How far ahead of the stream with most of the bytes, in bytes. Others that are read beside it should be as far ahead in
 /// time.
 pub(crate) const AHEAD: usize = 8192;
@@ -15,13 +18,26 @@ pub(crate) const AHEAD: usize = 8192;
 #[inline(always)]
 pub(crate) fn prefetch<T>(here: *const T, ahead: usize) {
     #[cfg(target_arch = "x86_64")]
-    for line in 0..size_of::<T>().div_ceil(64) {
+    for line in 0..size_of::<T>().div_ceil(LINE) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let there = here.cast::<i8>().wrapping_add(ahead + 64 * line);
+        let there = here.cast::<i8>().wrapping_add(ahead + LINE * line);
         // SAFETY: a prefetch reads nothing that the program could see, is ignored where there is no memory, and
         // every x86-64 processor has it.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(there) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = here;
+}
+
+/// Asks for the lines of some memory, for a core's second-level cache: what will be needed later than [`prefetch`]'s.
+pub(crate) fn prefetch_to_level_2(start: usize, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..bytes).step_by(LINE) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        let there = std::ptr::without_provenance::<i8>(start.wrapping_add(at));
+        // SAFETY: as in `prefetch`.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(there) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (start, bytes);
 }

@@ -11,10 +11,12 @@
 mod largest;
 mod packed;
 mod rows;
+mod upcoming;
 
 use std::ops::Range;
 
 pub use largest::Largest;
+pub use upcoming::announce;
 
 use super::{Input, Weights};
 use crate::cpu::Cpu;

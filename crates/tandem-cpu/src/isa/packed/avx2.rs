@@ -16,7 +16,9 @@ use tandem_memory::packed::BLOCK_COLS;
 
 use crate::prefetch::{AHEAD, prefetch};
 
-use super::{CHAINS, PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens, scales_of};
+use super::{
+    CHAINS, FEW, PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens, scales_of,
+};
 
 /// The packed kernels for machines with AVX2, FMA and F16C. A value is the proof that this machine has them.
 #[derive(Clone, Copy)]
@@ -45,10 +47,14 @@ impl PackedKernels for Avx2 {
         }
     }
 
-    fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_>) {
+    fn batch(&self) -> usize {
+        4
+    }
+
+    fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_, 1>) {
         // SAFETY: `self` exists, so the machine has the instructions; of `Tokens` it is known that the number of
         // blocks is right.
-        unsafe { in_batches!(tokens, tile, dots, 4, 2, 1) }
+        unsafe { in_batches!(tokens, tile, dots, 4, 3, 2, 1) }
     }
 
     fn multiply_adds(&self, rounds: usize) -> usize {
@@ -110,69 +116,31 @@ fn sum_lanes(v: __m256i) -> i32 {
 unsafe fn dots<const T: usize>(
     tile: Tile<'_>,
     x: &[&[QuantizedBlock]; T],
-    sums: &mut [TileSums; T],
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if T <= FEW {
-            halves::<T, 2>(tile, x, sums, 0);
-        } else {
-            halves::<T, 1>(tile, x, sums, 0);
-            halves::<T, 1>(tile, x, sums, 1);
-        }
-    }
-}
-
-/// Sums of `T` tokens for `H` halves of the tile from the `first` on.
-///
-/// # Safety
-/// Every token must have as many blocks as the tile.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-unsafe fn halves<const T: usize, const H: usize>(
-    tile: Tile<'_>,
-    x: &[&[QuantizedBlock]; T],
-    sums: &mut [TileSums; T],
-    first: usize,
+    [sums]: [&mut [TileSums; T]; 1],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         match tile.kind {
-            PackedType::Q4_0 => {
-                blocks(tile, x, sums, first, |quants, x| whole_dots_q4_0::<T, H>(quants, x, first))
-            }
-            PackedType::Q8_0 => {
-                blocks(tile, x, sums, first, |quants, x| whole_dots_q8_0::<T, H>(quants, x, first))
-            }
+            PackedType::Q4_0 => blocks(tile, x, sums, |quants, x| whole_dots_q4_0(quants, x)),
+            PackedType::Q8_0 => blocks(tile, x, sums, |quants, x| whole_dots_q8_0(quants, x)),
         }
     }
 }
 
-/// Tokens that are taken with both halves of a tile at once, as the tile comes from memory. With more of them there are
-/// not registers enough for both: each half then takes the tile from a cache.
-pub(super) const FEW: usize = 2;
-
-/// Adds up blocks of `BYTES` bytes of quants, whose whole dot products `dots` knows: vectors of 8 rows, `H` a token, the
-/// `first` half of the tile and those after it.
+/// Adds up blocks of `BYTES` bytes of quants, whose whole dot products `dots` knows: for each token two vectors of 8
+/// rows.
 ///
 /// # Safety
 /// Every token must have as many blocks as the tile.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(super) unsafe fn blocks<const BYTES: usize, const T: usize, const H: usize>(
+pub(super) unsafe fn blocks<const BYTES: usize, const T: usize>(
     tile: Tile<'_>,
     x: &[&[QuantizedBlock]; T],
     sums: &mut [TileSums; T],
-    first: usize,
-    dots: impl Fn(&[u8; BYTES], [&QuantizedBlock; T]) -> [[__m256i; H]; T],
+    dots: impl Fn(&[u8; BYTES], [&QuantizedBlock; T]) -> [[__m256i; 2]; T],
 ) {
-    let mut acc = [[_mm256_setzero_ps(); H]; T];
-    for (acc, sums) in acc.iter_mut().zip(&*sums) {
-        for (acc, sums) in acc.iter_mut().zip(&sums.as_chunks::<8>().0[first..]) {
-            // SAFETY: these are 8 numbers.
-            *acc = unsafe { _mm256_loadu_ps(sums.as_ptr()) };
-        }
-    }
+    let mut acc = [[_mm256_setzero_ps(); 2]; T];
     let quants = tile.quants.as_chunks::<BYTES>().0;
     for (b, (quants, scales)) in quants.iter().zip(tile.scales).enumerate() {
         // SAFETY: `b` counts blocks, and the caller promises that every token has as many.
@@ -186,7 +154,7 @@ pub(super) unsafe fn blocks<const BYTES: usize, const T: usize, const H: usize>(
             }
         }
         let dots = dots(quants, x);
-        for (half, scales) in scales.as_chunks::<8>().0[first..][..H].iter().enumerate() {
+        for (half, scales) in scales.as_chunks::<8>().0.iter().enumerate() {
             // SAFETY: these are 8 f16.
             let scales = _mm256_cvtph_ps(unsafe { _mm_loadu_si128(scales.as_ptr().cast()) });
             for t in 0..T {
@@ -197,7 +165,7 @@ pub(super) unsafe fn blocks<const BYTES: usize, const T: usize, const H: usize>(
         }
     }
     for (acc, sums) in acc.iter().zip(sums) {
-        for (acc, sums) in acc.iter().zip(&mut sums.as_chunks_mut::<8>().0[first..]) {
+        for (acc, sums) in acc.iter().zip(sums.as_chunks_mut::<8>().0) {
             // SAFETY: these are 8 numbers.
             unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), *acc) };
         }
@@ -211,36 +179,41 @@ pub(super) fn group_of(x: &QuantizedBlock, group: usize) -> __m256i {
     _mm256_set1_epi32(i32::from_le_bytes(x.values.as_chunks::<4>().0[group].map(i8::cast_unsigned)))
 }
 
-/// A vector of a block's quants: half a group.
+/// A group of a block's quants: two vectors of 8 rows.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(super) fn quants_at<const BYTES: usize>(quants: &[u8; BYTES], vector: usize) -> __m256i {
-    let bytes = &quants.as_chunks::<32>().0[vector];
-    // SAFETY: these are 32 bytes.
-    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+pub(super) fn quants_at<const BYTES: usize>(quants: &[u8; BYTES], group: usize) -> [__m256i; 2] {
+    let bytes = quants.as_chunks::<64>().0[group].as_chunks::<32>().0;
+    // SAFETY: these are 32 bytes each.
+    std::array::from_fn(|half| unsafe { _mm256_loadu_si256(bytes[half].as_ptr().cast()) })
+}
+
+/// The low and the high half of each of some bytes.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(super) fn nibbles(packed: [__m256i; 2]) -> [[__m256i; 2]; 2] {
+    let mask = _mm256_set1_epi8(15);
+    let high = packed.map(|q| _mm256_and_si256(_mm256_srli_epi16::<4>(q), mask));
+    [packed.map(|q| _mm256_and_si256(q, mask)), high]
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn whole_dots_q4_0<const T: usize, const H: usize>(
+fn whole_dots_q4_0<const T: usize>(
     quants: &[u8; 256],
     x: [&QuantizedBlock; T],
-    first: usize,
-) -> [[__m256i; H]; T] {
-    let mask = _mm256_set1_epi8(15);
-    let mut sums = [[_mm256_setzero_si256(); H]; T];
+) -> [[__m256i; 2]; T] {
+    let mut sums = [[_mm256_setzero_si256(); 2]; T];
     for group in 0..4 {
-        let packed: [_; H] =
-            std::array::from_fn(|half| quants_at(quants, 2 * group + first + half));
-        let low = packed.map(|q| _mm256_and_si256(q, mask));
-        let high = packed.map(|q| _mm256_and_si256(_mm256_srli_epi16::<4>(q), mask));
-        for t in 0..T {
-            for (q, x) in [(low, group_of(x[t], group)), (high, group_of(x[t], group + 4))] {
-                for half in 0..H {
+        for (n, q) in nibbles(quants_at(quants, group)).into_iter().enumerate() {
+            for t in 0..T {
+                let x = group_of(x[t], group + 4 * n);
+                for half in 0..2 {
                     let products = _mm256_maddubs_epi16(q[half], x);
                     sums[t][half] = _mm256_add_epi16(sums[t][half], products);
                 }
             }
+            in_this_order!(ymm_reg, sums);
         }
     }
     std::array::from_fn(|t| {
@@ -251,24 +224,24 @@ fn whole_dots_q4_0<const T: usize, const H: usize>(
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn whole_dots_q8_0<const T: usize, const H: usize>(
+fn whole_dots_q8_0<const T: usize>(
     quants: &[u8; 512],
     x: [&QuantizedBlock; T],
-    first: usize,
-) -> [[__m256i; H]; T] {
+) -> [[__m256i; 2]; T] {
     let ones = _mm256_set1_epi16(1);
-    let mut sums = [[_mm256_setzero_si256(); H]; T];
+    let mut sums = [[_mm256_setzero_si256(); 2]; T];
     for group in 0..8 {
-        let q: [_; H] = std::array::from_fn(|half| quants_at(quants, 2 * group + first + half));
+        let q = quants_at(quants, group);
         let magnitudes = q.map(|q| _mm256_abs_epi8(q));
         for t in 0..T {
             let x = group_of(x[t], group);
-            for half in 0..H {
+            for half in 0..2 {
                 let signed = _mm256_sign_epi8(x, q[half]);
                 let pairs = _mm256_maddubs_epi16(magnitudes[half], signed);
                 sums[t][half] = _mm256_add_epi32(sums[t][half], _mm256_madd_epi16(pairs, ones));
             }
         }
+        in_this_order!(ymm_reg, sums);
     }
     sums
 }

@@ -21,8 +21,13 @@ impl PackedKernels for Generic {
         }
     }
 
-    fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_>) {
-        while let Some(([x], [sums])) = tokens.take::<1>() {
+    fn batch(&self) -> usize {
+        8
+    }
+
+    fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_, 1>) {
+        while let Some(([x], [[sums]])) = tokens.take::<1>() {
+            sums.fill(0.0);
             let quants = tile.quants.chunks_exact(tile.kind.quant_bytes());
             for ((quants, scales), x) in quants.zip(tile.scales).zip(*x) {
                 let dots = match tile.kind {

@@ -14,9 +14,9 @@ use crate::isa::{PackedKernels, QuantizedBlock, TileSums, Tiles};
 use crate::ops::Input;
 use crate::scratch::with_scratch;
 
-/// Rows of activations that an item has, at most. With 4096 columns they are 330 KB: a fraction of a second-level
-/// cache, where they stay while tile after tile of weights comes by.
-const MAX_ROWS: usize = 64;
+/// Rows of activations that an item has, at most. With 4096 columns they are 650 KB, which come by for every few tiles of
+/// weights; with half as many the weights come by twice, most of them from memory.
+const MAX_ROWS: usize = 128;
 /// Rows of activations that count as few.
 const FEW: usize = 8;
 /// Tiles that are taken at a time where there are many tokens, at least: with 4096 columns of q4_0 they have 147 KB.

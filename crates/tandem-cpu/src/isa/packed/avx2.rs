@@ -3,8 +3,9 @@
 //! `vpmaddubsw` multiplies unsigned with signed bytes and adds neighbours into 16 bits, with saturation; `vpmaddwd`
 //! then adds those into 32 bits. What saves time is to do the second step seldom:
 //!
-//! - q4_0: quants are unsigned and at most 15, so a lane of 16 bits holds the sum of all 8 groups of a block:
-//!   `8 * 2 * 15 * 127 = 30480`. One `vpmaddwd` a block.
+//! - q4_0: quants are from -8 to 7, so a lane of 16 bits holds the sum of all 8 groups of a block: `8 * 2 * 8 * 127 =
+//!   16256`. One `vpmaddwd` a block. The sum starts at what makes up for the offset of 8 that quants have while they are
+//!   multiplied; on the way it may go beyond 16 bits and comes back.
 //! - q8_0: quants are signed, so their signs are moved to the activations. `|q| <= 128` and `|x| <= 127` give at most
 //!   `2 * 128 * 127 = 32512`: nothing saturates, but there is no room to add, so every group takes a `vpmaddwd`.
 #![allow(unsafe_code)]
@@ -81,11 +82,10 @@ fn quantize(x: &[f32; BLOCK_COLS]) -> QuantizedBlock {
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
             let packed = _mm256_permutevar8x32_epi32(packed, order);
             let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), packed);
-            let sum = sum_lanes(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
             let mut values = [0; BLOCK_COLS];
             // SAFETY: `values` is 32 bytes.
             unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), packed) };
-            QuantizedBlock { values, scale, offset: -8 * sum }
+            QuantizedBlock::new(values, scale, sum_lanes(pairs))
         }
     }
 }
@@ -100,12 +100,14 @@ fn largest_lane(v: __m256i) -> u32 {
     _mm_cvtsi128_si32(v).cast_unsigned()
 }
 
+/// The sums of the even lanes and of the odd ones.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn sum_lanes(v: __m256i) -> i32 {
-    let v = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
-    let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b0100_1110>(v));
-    _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32::<0b1011_0001>(v)))
+fn sum_lanes(v: __m256i) -> [i16; 2] {
+    let v = _mm_add_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+    let v = _mm_add_epi16(v, _mm_shuffle_epi32::<0b0100_1110>(v));
+    let both = _mm_cvtsi128_si32(_mm_add_epi16(v, _mm_shuffle_epi32::<0b1011_0001>(v)));
+    [both as i16, (both >> 16) as i16]
 }
 
 /// Sums of `T` tokens.
@@ -140,7 +142,8 @@ pub(super) unsafe fn blocks<const BYTES: usize, const T: usize>(
     sums: &mut [TileSums; T],
     dots: impl Fn(&[u8; BYTES], [&QuantizedBlock; T]) -> [[__m256i; 2]; T],
 ) {
-    let mut acc = [[_mm256_setzero_ps(); 2]; T];
+    // They stay in the first-level cache: registers are too few.
+    sums.fill(TileSums::default());
     let quants = tile.quants.as_chunks::<BYTES>().0;
     for (b, (quants, scales)) in quants.iter().zip(tile.scales).enumerate() {
         // SAFETY: `b` counts blocks, and the caller promises that every token has as many.
@@ -160,14 +163,10 @@ pub(super) unsafe fn blocks<const BYTES: usize, const T: usize>(
             for t in 0..T {
                 let scale = _mm256_mul_ps(scales, _mm256_set1_ps(x[t].scale));
                 let dot = _mm256_cvtepi32_ps(dots[t][half]);
-                acc[t][half] = _mm256_fmadd_ps(dot, scale, acc[t][half]);
+                let sum = sums[t].as_chunks_mut::<8>().0[half].as_mut_ptr();
+                // SAFETY: these are 8 numbers.
+                unsafe { _mm256_storeu_ps(sum, _mm256_fmadd_ps(dot, scale, _mm256_loadu_ps(sum))) };
             }
-        }
-    }
-    for (acc, sums) in acc.iter().zip(sums) {
-        for (acc, sums) in acc.iter().zip(sums.as_chunks_mut::<8>().0) {
-            // SAFETY: these are 8 numbers.
-            unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), *acc) };
         }
     }
 }
@@ -177,6 +176,13 @@ pub(super) unsafe fn blocks<const BYTES: usize, const T: usize>(
 #[inline]
 pub(super) fn group_of(x: &QuantizedBlock, group: usize) -> __m256i {
     _mm256_set1_epi32(i32::from_le_bytes(x.values.as_chunks::<4>().0[group].map(i8::cast_unsigned)))
+}
+
+/// Two numbers in turn in all lanes of 16 bits.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn pairs_of([even, odd]: [i16; 2]) -> __m256i {
+    _mm256_set1_epi32(i32::from(odd) << 16 | i32::from(even.cast_unsigned()))
 }
 
 /// A group of a block's quants: two vectors of 8 rows.
@@ -203,7 +209,7 @@ fn whole_dots_q4_0<const T: usize>(
     quants: &[u8; 256],
     x: [&QuantizedBlock; T],
 ) -> [[__m256i; 2]; T] {
-    let mut sums = [[_mm256_setzero_si256(); 2]; T];
+    let mut sums = x.map(|x| [pairs_of(x.halves); 2]);
     for group in 0..4 {
         for (n, q) in nibbles(quants_at(quants, group)).into_iter().enumerate() {
             for t in 0..T {
@@ -216,10 +222,10 @@ fn whole_dots_q4_0<const T: usize>(
             in_this_order!(ymm_reg, sums);
         }
     }
-    std::array::from_fn(|t| {
-        let offset = _mm256_set1_epi32(x[t].offset);
-        sums[t].map(|s| _mm256_add_epi32(_mm256_madd_epi16(s, _mm256_set1_epi16(1)), offset))
-    })
+    for sum in sums.as_flattened_mut() {
+        *sum = _mm256_madd_epi16(*sum, _mm256_set1_epi16(1));
+    }
+    sums
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

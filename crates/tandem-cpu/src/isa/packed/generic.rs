@@ -63,8 +63,13 @@ fn quantize(x: &[f32; BLOCK_COLS]) -> QuantizedBlock {
         Err(scale) => QuantizedBlock { scale, ..QuantizedBlock::default() },
         Ok((scale, inverse)) => {
             let values = x.map(|x| ((x * inverse + NO_FRACTION) - NO_FRACTION) as i8);
-            let sum: i32 = values.iter().map(|&v| i32::from(v)).sum();
-            QuantizedBlock { values, scale, offset: -8 * sum }
+            let mut sums = [0; 2];
+            for pairs in values.as_chunks::<2>().0.as_chunks().0 {
+                for (sum, [a, b]) in sums.iter_mut().zip::<&[[i8; 2]; 2]>(pairs) {
+                    *sum += i16::from(*a) + i16::from(*b);
+                }
+            }
+            QuantizedBlock::new(values, scale, sums)
         }
     }
 }

@@ -70,6 +70,16 @@ pub(crate) struct QuantizedBlock {
     pub(crate) scale: f32,
     /// -8 times the sum of the values: what the offset of 4-bit weights adds to a dot product.
     pub(crate) offset: i32,
+    /// That in two parts: of the first two values of every group of 4, and of the last two.
+    pub(crate) halves: [i16; 2],
+}
+
+impl QuantizedBlock {
+    /// From the values, and the sums of the first two and of the last two values of every group of 4.
+    fn new(values: [i8; BLOCK_COLS], scale: f32, sums: [i16; 2]) -> Self {
+        let halves = sums.map(|sum| -8 * sum);
+        Self { values, scale, offset: halves.map(i32::from).iter().sum(), halves }
+    }
 }
 
 /// Sums of one token for the rows of a tile.

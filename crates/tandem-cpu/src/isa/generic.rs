@@ -80,14 +80,16 @@ pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out:
     }
 }
 
-/// The sum of a function of every number. Asks meanwhile for as many numbers that will be needed then.
+/// The sum of a function of every number, in as many lanes as keep additions from waiting for each other. Asks meanwhile
+/// for as many numbers that will be needed then.
 #[inline(always)]
 fn sum(x: &[f32], then: &[f32], f: impl Fn(f64) -> f64) -> f64 {
-    let mut lanes = [0f64; LANES];
-    let (x, rest) = x.as_chunks::<LANES>();
-    for (x, then) in x.iter().zip(then.as_chunks::<LANES>().0) {
+    const SUMS: usize = 4 * LANES;
+    let mut lanes = [0f64; SUMS];
+    let (x, rest) = x.as_chunks::<SUMS>();
+    for (x, then) in x.iter().zip(then.as_chunks::<SUMS>().0) {
         prefetch(then, 0);
-        for lane in 0..LANES {
+        for lane in 0..SUMS {
             lanes[lane] += f(f64::from(x[lane]));
         }
     }

@@ -20,7 +20,9 @@ pub use matmul::{
     ExpertInput, ExpertStarts, ExpertWeights, Output, PackedWeights, matmul, matmul_experts,
 };
 pub use norm::layer_norm;
-pub use rows::{FloatWeights, Table, embedding, matmul_rows};
+pub use rows::{
+    FloatExperts, FloatWeights, Table, embedding, has_float_kernels, matmul_experts_rows, matmul_rows,
+};
 
 use crate::path::GROUP;
 

@@ -214,6 +214,11 @@ impl<'scope> ExpertWeights<'scope> {
         Self { rows, ..self }
     }
 
+    /// Encoding.
+    pub fn kind(&self) -> PackedType {
+        self.layout.kind()
+    }
+
     /// Rows of a matrix.
     pub fn rows(&self) -> usize {
         self.rows

@@ -60,9 +60,16 @@ impl<T: Element + fmt::Debug> fmt::Debug for Activation<T> {
     }
 }
 
+/// Cosine and sine of every pair of a position.
+const ANGLE: usize = 2;
+
 /// The activations of a batch.
 #[derive(Default)]
 pub(super) struct Activations {
+    /// What the tokens are.
+    pub(super) ids: Activation<u32>,
+    /// Cosines and sines of the tokens' positions, `[token][pair][2]`.
+    pub(super) angles: Activation<f32>,
     /// The residual stream, `tokens x hidden`.
     pub(super) x: Activation<f32>,
     /// What the last LayerNorm made of it.
@@ -86,6 +93,10 @@ pub(super) struct Activations {
     pub(super) down: Activation<f32>,
     /// `wanted tokens x vocab`.
     pub(super) logits: Activation<f32>,
+    /// The id of the largest logit of each wanted token.
+    pub(super) best: Activation<u32>,
+    /// Results of a product that two devices share, before they are put together.
+    pub(super) parts: Activation<f32>,
 }
 
 impl Activations {
@@ -99,6 +110,7 @@ impl Activations {
     ) -> Result<(), AllocError> {
         let uses = EXPERTS_PER_TOKEN * tokens;
         for (activation, len) in [
+            (&mut self.angles, tokens * c.head_dim / 2 * ANGLE),
             (&mut self.x, tokens * c.hidden_size),
             (&mut self.normed, tokens * c.hidden_size),
             (&mut self.q, tokens * c.q_dim()),
@@ -114,6 +126,8 @@ impl Activations {
         ] {
             activation.resize(memory, len)?;
         }
+        self.ids.resize(memory, tokens)?;
+        self.best.resize(memory, wanted)?;
         self.chosen.resize(memory, uses)?;
         self.uses.resize(memory, tokens, c.n_experts)
     }

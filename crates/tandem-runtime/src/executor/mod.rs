@@ -9,6 +9,7 @@
 
 mod activations;
 mod cpu;
+mod igpu;
 mod output;
 mod pass;
 mod threads;
@@ -18,7 +19,8 @@ use std::sync::Arc;
 use tandem_cpu::measure::{int8_peak, read_bandwidth};
 use tandem_cpu::ops::{Largest, Rope};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
-use tandem_memory::{AlignedBuffer, KvCache, MemoryError, SystemMemory};
+use tandem_gpu::Gpu;
+use tandem_memory::{AlignedBuffer, KvCache, KvType, MemoryError, SystemMemory};
 
 use crate::bench::median;
 use crate::error::{Result, RuntimeError};
@@ -27,6 +29,7 @@ use crate::plan::Planner;
 use crate::profile::Profile;
 use activations::Activations;
 use cpu::CpuInput;
+use igpu::Igpu;
 use pass::{Batch, Pass};
 
 pub(crate) use activations::{Activation, Memory};
@@ -43,6 +46,7 @@ const SMALL_MODEL: usize = 256 << 20;
 pub struct Executor {
     model: Arc<Model>,
     cpu: Cpu,
+    igpu: Option<Igpu>,
     threads: Threads,
     planner: Planner,
     rope: Rope,
@@ -67,21 +71,72 @@ impl Executor {
     /// An executor on the CPU whose team others may use too: each [`Self::forward`] is one turn with it. Where the team
     /// has fewer members than `threads` asks for, with all of them.
     pub fn with_cpu(model: Arc<Model>, cpu: Cpu, threads: Threads, batch: usize) -> Self {
+        let planner = Planner::cpu(model.config());
+        Self::assemble(model, cpu, threads, batch, planner, Arc::new(SystemMemory))
+    }
+
+    /// An executor that computes on the CPU, on a GPU, or on both, as `planner` says. The model must be
+    /// [loaded](Model::load_in) into the GPU's [memory](Gpu::memory), and KV caches be of [`Self::kv_cache`].
+    ///
+    /// # Errors
+    /// When the GPU cannot use the weights, or its memory cannot be had.
+    pub fn with_devices(
+        model: Arc<Model>,
+        cpu: Cpu,
+        threads: Threads,
+        batch: usize,
+        gpu: Option<Gpu>,
+        planner: Planner,
+    ) -> Result<Self> {
+        let Some(gpu) = gpu else {
+            let memory = Arc::new(SystemMemory);
+            return Ok(Self::assemble(model, cpu, threads, batch, planner, memory));
+        };
+        let memory = Arc::new(gpu.memory().clone());
+        let igpu = Igpu::new(gpu, &model, batch.max(1))?;
+        let executor = Self::assemble(model, cpu, threads, batch, planner, memory);
+        Ok(Self { igpu: Some(igpu), ..executor })
+    }
+
+    fn assemble(
+        model: Arc<Model>,
+        cpu: Cpu,
+        threads: Threads,
+        batch: usize,
+        planner: Planner,
+        memory: Memory,
+    ) -> Self {
         let config = model.config();
         let rope = Rope::new(config.head_dim, config.rope_theta);
         let most = |threads: usize| threads.clamp(1, cpu.team().size());
         Self {
             threads: Threads { decode: most(threads.decode), prefill: most(threads.prefill) },
-            planner: Planner::cpu(config),
+            planner,
             cpu,
+            igpu: None,
             rope,
             batch: batch.max(1),
-            memory: Arc::new(SystemMemory),
+            memory,
             activations: Activations::default(),
             input: CpuInput::default(),
             profile: Profile::default(),
             model,
         }
+    }
+
+    /// The GPU that takes part, if one does.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.igpu.as_ref().map(Igpu::gpu)
+    }
+
+    /// An empty KV cache with room for `capacity` tokens, in memory that every device uses.
+    ///
+    /// # Errors
+    /// Where memory cannot be had, or the type does not suit the model.
+    pub fn kv_cache(&self, capacity: usize, kind: KvType) -> Result<KvCache> {
+        let c = self.model.config();
+        let (layers, heads, dim) = (c.n_layers, c.n_kv_heads, c.head_dim);
+        Ok(KvCache::new_in(&*self.memory, layers, heads, dim, capacity, kind)?)
     }
 
     /// The model.
@@ -199,6 +254,7 @@ impl Executor {
         self.activations.resize(&self.memory, config, ids.len(), batch.wanted.len())?;
         let mut pass = Pass {
             cpu: &self.cpu,
+            igpu: self.igpu.as_mut(),
             model: &self.model,
             rope: &self.rope,
             activations: &mut self.activations,

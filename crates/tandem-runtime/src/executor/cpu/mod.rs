@@ -96,4 +96,9 @@ impl CpuInput {
         self.of = Some(what);
         Input::new(cpu, x, weights, precision, &mut self.quantized)
     }
+
+    /// Activations have changed.
+    pub(super) fn clear(&mut self) {
+        self.of = None;
+    }
 }

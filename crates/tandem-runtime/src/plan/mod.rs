@@ -30,6 +30,15 @@ impl Placement {
     }
 }
 
+/// A forward pass, as far as it matters to where it is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pass {
+    /// Tokens that go through the model together.
+    pub tokens: usize,
+    /// Tokens in the cache after it.
+    pub context: usize,
+}
+
 /// One operation of a forward pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {

@@ -5,7 +5,7 @@ use std::path::Path;
 use tandem_model::PhimoeConfig;
 use tandem_runtime::calibrate::{Candidate, Choice, Choices};
 use tandem_runtime::partition::Partition;
-use tandem_runtime::plan::{Pass, Placement, Plan};
+use tandem_runtime::plan::{PassSize, Placement, Plan};
 use tandem_runtime::{Operation, partition};
 use tandem_testkit::testdata;
 
@@ -150,8 +150,11 @@ fn thresholds_decide_what_is_not_measured() {
 
 #[test]
 fn measurements_decide_what_is_auto() {
-    let choice =
-        |tokens, best| Choice { pass: Pass { tokens, context: 0 }, best, split_ratio: Some(0.4) };
+    let choice = |tokens, best| Choice {
+        pass: PassSize { tokens, context: 0 },
+        best,
+        split_ratio: Some(0.4),
+    };
     let measured =
         Choices::new(vec![choice(1, Candidate::Split(0.7)), choice(64, Candidate::Igpu)]);
     let auto = Partition::everything(partition::Wanted::Auto).planner(&config(), Some(&measured));

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::candidate::Candidate;
 use crate::bench::median;
-use crate::plan::Pass;
+use crate::plan::PassSize;
 
 /// What one candidate reached.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,7 +86,7 @@ pub fn verdicts(rates: &[Rates]) -> Vec<Verdict> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
     /// Tokens and context that were measured: it counts from there on.
-    pub pass: Pass,
+    pub pass: PassSize,
     /// The fastest.
     pub best: Candidate,
     /// The fastest of the ratios, whether or not splitting is best.
@@ -104,22 +104,22 @@ impl Choices {
     }
 
     /// The fastest for a pass, and how many tokens the passes had with which that was measured.
-    pub fn best(&self, pass: Pass) -> Option<(Candidate, usize)> {
+    pub fn best(&self, pass: PassSize) -> Option<(Candidate, usize)> {
         self.at(pass).map(|choice| (choice.best, choice.pass.tokens))
     }
 
     /// The fastest ratio for a pass.
-    pub fn split_ratio(&self, pass: Pass) -> Option<f32> {
+    pub fn split_ratio(&self, pass: PassSize) -> Option<f32> {
         self.at(pass)?.split_ratio
     }
 
     /// From where on each choice counts.
-    pub fn passes(&self) -> impl Iterator<Item = Pass> + '_ {
+    pub fn passes(&self) -> impl Iterator<Item = PassSize> + '_ {
         self.0.iter().map(|choice| choice.pass)
     }
 
     /// The largest pass that was measured and is no larger than this one.
-    fn at(&self, pass: Pass) -> Option<&Choice> {
+    fn at(&self, pass: PassSize) -> Option<&Choice> {
         let smaller = |choice: &&Choice| {
             choice.pass.tokens <= pass.tokens && choice.pass.context <= pass.context
         };
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn passes_go_by_the_largest_measured_one_that_is_no_larger() {
         let choice = |tokens, context, best| Choice {
-            pass: Pass { tokens, context },
+            pass: PassSize { tokens, context },
             best,
             split_ratio: None,
         };
@@ -190,13 +190,13 @@ mod tests {
             choice(1, 2000, Candidate::Split(0.5)),
             choice(64, 0, Candidate::Igpu),
         ]);
-        let best = |tokens, context| choices.best(Pass { tokens, context });
+        let best = |tokens, context| choices.best(PassSize { tokens, context });
         assert_eq!(best(1, 5), Some((Candidate::Cpu, 1)));
         assert_eq!(best(63, 1999), Some((Candidate::Cpu, 1)));
         assert_eq!(best(8, 2000), Some((Candidate::Split(0.5), 1)));
         assert_eq!(best(64, 64), Some((Candidate::Igpu, 64)));
         assert_eq!(best(256, 4000), Some((Candidate::Igpu, 64)));
-        assert_eq!(Choices::default().best(Pass { tokens: 1, context: 1 }), None);
+        assert_eq!(Choices::default().best(PassSize { tokens: 1, context: 1 }), None);
     }
 
     proptest! {

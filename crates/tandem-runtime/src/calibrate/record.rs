@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tandem_formats::{AtomicFile, FormatError, InputFile};
 
 use super::choice::{Choice, Choices, Rates, best_ratio, choose};
-use crate::plan::Pass;
+use crate::plan::PassSize;
 
 /// Of the file's form. Others are refused.
 const VERSION: u32 = 1;
@@ -196,7 +196,7 @@ impl Calibration {
     pub fn choices(&self) -> Choices {
         let choice = |point: &Point| {
             let best = choose(&point.rates)?.candidate;
-            let pass = Pass { tokens: point.tokens, context: point.depth };
+            let pass = PassSize { tokens: point.tokens, context: point.depth };
             Some(Choice { pass, best, split_ratio: best_ratio(&point.rates) })
         };
         Choices::new(self.points.iter().filter_map(choice).collect())
@@ -286,8 +286,8 @@ mod tests {
         let read = Calibration::load(&inner, &identity()).unwrap();
         assert_eq!(read, calibration());
         let choices = read.choices();
-        let one = Pass { tokens: 1, context: 1 };
-        let many = Pass { tokens: 300, context: 300 };
+        let one = PassSize { tokens: 1, context: 1 };
+        let many = PassSize { tokens: 300, context: 300 };
         assert_eq!(choices.best(one), Some((Candidate::Split(0.4), 1)));
         assert_eq!(choices.best(many), Some((Candidate::Igpu, 256)));
         assert_eq!(choices.split_ratio(many), Some(0.4));
@@ -315,7 +315,7 @@ mod tests {
             ("8.0", "-8.0", "points of 1 tokens after 0: igpu: expected rates above 0"),
             ("\"tokens\": 1,", "\"tokens\": 0,", "expected at least one token"),
             ("\"depth\"", "\"deep\"", "unknown field `deep`"),
-            ("{", "", "line 1"),
+            ("\n}", "", "EOF while parsing"),
         ] {
             assert!(text.contains(from), "{from}");
             std::fs::write(&path, text.replacen(from, to, 1)).unwrap();

@@ -8,7 +8,7 @@ use tandem_model::config::EXPERTS_PER_TOKEN;
 use super::table::{Table, Wanted, Wish};
 use super::{Partition, Thresholds};
 use crate::calibrate::{Candidate, Choices};
-use crate::plan::{Pass, Placement, Plan, Planner};
+use crate::plan::{PassSize, Placement, Plan, Planner};
 use crate::profile::Operation;
 
 /// The GPU's part of the rows where nothing says how fast either device is.
@@ -79,18 +79,11 @@ impl Partition {
             tokens.push(pass.tokens);
             contexts.push(pass.context);
         }
-        Planner::compile(tokens, contexts, |pass| self.plan(config, measured, pass))
-    }
-
-    fn plan(&self, config: &PhimoeConfig, measured: Option<&Choices>, pass: Pass) -> Plan {
-        let mut plan = Plan::everything(config, Placement::Cpu);
-        let steps: Vec<_> = plan.steps().collect();
-        for step in steps {
-            let layer = step.layer.map(usize::from);
-            let decision = self.decide(config, measured, pass, step.operation, layer);
-            plan.set(step.operation, layer, decision.placement);
-        }
-        plan
+        Planner::compile(tokens, contexts, |pass| {
+            Plan::new(config, |operation, layer| {
+                self.decide(config, measured, pass, operation, layer).placement
+            })
+        })
     }
 
     /// Where an operation of a pass is computed, and why.
@@ -98,7 +91,7 @@ impl Partition {
         &self,
         config: &PhimoeConfig,
         measured: Option<&Choices>,
-        pass: Pass,
+        pass: PassSize,
         operation: Operation,
         layer: Option<usize>,
     ) -> Decision {
@@ -136,7 +129,7 @@ impl Partition {
     }
 
     /// The GPU's part: what the config says of devices comes before what was measured.
-    fn ratio(&self, measured: Option<&Choices>, pass: Pass) -> (f32, Reason) {
+    fn ratio(&self, measured: Option<&Choices>, pass: PassSize) -> (f32, Reason) {
         if let (Some(cpu), Some(igpu)) = (self.limits.cpu_bandwidth, self.limits.igpu_bandwidth) {
             return ((igpu / (cpu + igpu)) as f32, Reason::BandwidthRatio);
         }
@@ -150,7 +143,7 @@ impl Partition {
     fn unmeasured(
         &self,
         config: &PhimoeConfig,
-        pass: Pass,
+        pass: PassSize,
         operation: Operation,
     ) -> (Placement, Reason) {
         use Operation as O;

@@ -148,7 +148,7 @@ mod tests {
             ("a: [1\nb: 2", 2, "':'"),
             ("a: 1\na: 2\n", 2, "duplicate mapping key: a"),
             ("a: 1\n---\nb: 2\n", 3, "multiple"),
-            ("a: *gone", 1, "gone"),
+            ("a: *gone", 1, "unknown anchor"),
         ] {
             let error = parse(text).unwrap_err();
             assert_eq!(error.line, line, "{text}: {error:?}");

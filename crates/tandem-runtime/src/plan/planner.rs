@@ -2,7 +2,7 @@
 
 use tandem_model::PhimoeConfig;
 
-use super::{Pass, Placement, Plan};
+use super::{PassSize, Placement, Plan};
 
 /// The plans of a model, and when each is followed.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,7 +38,7 @@ impl Planner {
     pub fn compile(
         tokens: Vec<usize>,
         contexts: Vec<usize>,
-        mut plan: impl FnMut(Pass) -> Plan,
+        mut plan: impl FnMut(PassSize) -> Plan,
     ) -> Self {
         let cuts = |mut cuts: Vec<usize>| {
             cuts.push(1);
@@ -48,10 +48,10 @@ impl Planner {
             cuts
         };
         let contexts = cuts(contexts);
-        let mut planner = Self::fixed(plan(Pass { tokens: 1, context: 1 }));
+        let mut planner = Self::fixed(plan(PassSize { tokens: 1, context: 1 }));
         for tokens in cuts(tokens) {
             for &context in &contexts {
-                let pass = Pass { tokens, context };
+                let pass = PassSize { tokens, context };
                 let plan = plan(pass);
                 if *planner.plan(tokens, context) != plan {
                     planner = planner.with(Case { min_tokens: tokens, min_context: context, plan });

@@ -5,7 +5,7 @@ use std::fmt;
 use tandem_model::PhimoeConfig;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 
-use super::table::{Table, Wanted, Wish};
+use super::table::{Source, Table, Wanted, Wish};
 use super::{Partition, Thresholds};
 use crate::calibrate::{Candidate, Choices};
 use crate::plan::{PassSize, Placement, Plan, Planner};
@@ -26,10 +26,8 @@ pub struct Decision {
 /// Why an operation is computed where it is.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reason {
-    /// A line of the config says so.
-    Line(u64),
-    /// The config says nothing of it: the usual table, or what the command line asks for.
-    Usual,
+    /// It is wanted there.
+    Wanted(Source),
     /// It was measured to be fastest with passes of so many tokens.
     Measured {
         /// What was fastest.
@@ -52,8 +50,7 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Line(line) => write!(f, "line {line} of the config"),
-            Self::Usual => f.write_str("as usual"),
+            Self::Wanted(source) => source.fmt(f),
             Self::Measured { best, tokens } => {
                 write!(f, "auto: {best} was fastest with passes of {tokens}")
             }
@@ -95,8 +92,8 @@ impl Partition {
         operation: Operation,
         layer: Option<usize>,
     ) -> Decision {
-        let Wish { wanted, line } = self.wish(operation, layer);
-        let as_wanted = line.map_or(Reason::Usual, Reason::Line);
+        let Wish { wanted, source } = self.wish(operation, layer);
+        let as_wanted = Reason::Wanted(source);
         let (placement, reason) = match wanted {
             Wanted::Cpu => (Placement::Cpu, as_wanted),
             Wanted::Igpu => (Placement::Igpu, as_wanted),
@@ -125,7 +122,7 @@ impl Partition {
         let overridden = layer.and_then(|layer| has(layer).find_map(|o| o.table.get(operation)));
         let wish = overridden.or_else(|| self.table.get(operation));
         // The table is complete.
-        wish.unwrap_or(Wish { wanted: Wanted::Cpu, line: None })
+        wish.unwrap_or(Wish { wanted: Wanted::Cpu, source: Source::Usual })
     }
 
     /// The GPU's part: what the config says of devices comes before what was measured.

@@ -18,7 +18,7 @@ pub use decide::{Decision, Reason};
 pub use section::PartitionError;
 use section::{Result, Section};
 use table::Table;
-pub use table::{NoPlace, Wanted};
+pub use table::{NoPlace, Source, Wanted};
 
 /// Bytes of a megabyte in the config.
 const MEGABYTE: u64 = 1 << 20;
@@ -127,6 +127,21 @@ impl Partition {
             overrides: overrides(&root.section("layer_overrides")?, config.n_layers)?,
             thresholds: thresholds(&root.section("dynamic_thresholds")?)?,
         })
+    }
+
+    /// Whether the GPU may take part.
+    pub fn may_use_igpu(&self) -> bool {
+        self.tables().any(|table| table.any(|wanted| wanted != Wanted::Cpu))
+    }
+
+    /// Whether measurements decide anything.
+    pub fn asks_for_measurements(&self) -> bool {
+        self.tables()
+            .any(|table| table.any(|wanted| matches!(wanted, Wanted::Auto | Wanted::Split(None))))
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &Table> {
+        [&self.table].into_iter().chain(self.overrides.iter().map(|over| &over.table))
     }
 
     /// What devices may use.

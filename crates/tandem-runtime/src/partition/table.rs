@@ -69,12 +69,32 @@ const GROUPS: [(&str, &[Operation]); 3] = [
     ),
 ];
 
-/// A wish, and the line of the file that says so.
+/// What a wish comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A line of the config.
+    Line(u64),
+    /// The table that counts where the config is silent.
+    Usual,
+    /// What is wanted of every operation.
+    Everything,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line(line) => write!(f, "line {line} of the config"),
+            Self::Usual => f.write_str("as usual"),
+            Self::Everything => f.write_str("like everything"),
+        }
+    }
+}
+
+/// Where an operation is to be computed, by what.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Wish {
     pub(super) wanted: Wanted,
-    /// `None` for what no file says.
-    pub(super) line: Option<u64>,
+    pub(super) source: Source,
 }
 
 /// Wishes for some operations.
@@ -84,7 +104,10 @@ pub(super) struct Table([Option<Wish>; Operation::ALL.len()]);
 impl Table {
     /// The same for every operation; those that cannot be split are then computed by the CPU.
     pub(super) fn everything(wanted: Wanted) -> Self {
-        Self(Operation::ALL.map(|operation| Some(Wish::of_group(wanted, operation, None))))
+        Self(
+            Operation::ALL
+                .map(|operation| Some(Wish::of_group(wanted, operation, Source::Everything))),
+        )
     }
 
     /// Where operations are computed that neither config nor calibration places: products with large weights on the
@@ -109,7 +132,7 @@ impl Table {
                 | O::FinalLayernorm
                 | O::LmHead => Wanted::Cpu,
             };
-            Some(Wish { wanted, line: None })
+            Some(Wish { wanted, source: Source::Usual })
         }))
     }
 
@@ -122,7 +145,8 @@ impl Table {
         for operation in Operation::ALL {
             if let Some(entry) = section.get(operation.name()) {
                 let wanted = wanted(section, entry, operation.can_be_split())?;
-                table.0[operation as usize] = Some(Wish { wanted, line: Some(entry.line) });
+                table.0[operation as usize] =
+                    Some(Wish { wanted, source: Source::Line(entry.line) });
             }
         }
         for (name, operations) in GROUPS {
@@ -143,9 +167,9 @@ impl Table {
         let can_be_split = operations.iter().any(|operation| operation.can_be_split());
         let wanted = wanted(section, entry, can_be_split)?;
         for &operation in operations {
-            let wish = Wish::of_group(wanted, operation, Some(entry.line));
+            let wish = Wish::of_group(wanted, operation, Source::Line(entry.line));
             match self.0[operation as usize].replace(wish) {
-                Some(Wish { wanted, line: Some(line) }) if wanted != wish.wanted => {
+                Some(Wish { wanted, source: Source::Line(line) }) if wanted != wish.wanted => {
                     let name = operation.name();
                     let expected = format!("what line {line} wants of {name}: {wanted}");
                     return Err(section.invalid(entry, expected));
@@ -159,6 +183,11 @@ impl Table {
     /// What is wanted of an operation here.
     pub(super) fn get(&self, operation: Operation) -> Option<Wish> {
         self.0[operation as usize]
+    }
+
+    /// Whether some operation is wanted so.
+    pub(super) fn any(&self, is: impl Fn(Wanted) -> bool) -> bool {
+        self.0.iter().flatten().any(|wish| is(wish.wanted))
     }
 
     /// The same with `below` where this one wants nothing.
@@ -178,12 +207,12 @@ pub(super) fn is_outside(key: &str) -> bool {
 impl Wish {
     /// What a group's wish means for one of its operations. Where a group is split, those of its operations that
     /// cannot be are the CPU's.
-    fn of_group(wanted: Wanted, operation: Operation, line: Option<u64>) -> Self {
+    fn of_group(wanted: Wanted, operation: Operation, source: Source) -> Self {
         let wanted = match wanted {
             Wanted::Split(_) if !operation.can_be_split() => Wanted::Cpu,
             wanted => wanted,
         };
-        Self { wanted, line }
+        Self { wanted, source }
     }
 }
 
@@ -228,7 +257,7 @@ mod tests {
     fn the_usual_table_places_every_operation() {
         let table = Table::usual();
         for operation in Operation::ALL {
-            assert!(table.get(operation).is_some_and(|wish| wish.line.is_none()));
+            assert!(table.get(operation).is_some_and(|wish| wish.source == Source::Usual));
         }
     }
 }

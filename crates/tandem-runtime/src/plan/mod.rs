@@ -3,8 +3,10 @@
 //! A [`Plan`] is the flat list of a pass's steps, each with the device that computes it; a [`Planner`] has the plans
 //! that a model needs, made ahead, and picks one by the number of tokens in the pass and the context after it.
 
+mod bytes;
 mod planner;
 
+pub use bytes::Traffic;
 pub use planner::{Case, Planner};
 
 use tandem_model::PhimoeConfig;
@@ -131,6 +133,12 @@ impl Plan {
         self.steps.iter().copied()
     }
 
+    /// How often a step is computed elsewhere than the one before it.
+    pub fn hand_overs(&self) -> usize {
+        let places = self.steps.windows(2);
+        places.filter(|pair| pair[0].placement != pair[1].placement).count()
+    }
+
     /// Whether the GPU takes part anywhere.
     pub fn uses_igpu(&self) -> bool {
         self.steps().any(|step| step.placement.uses_igpu())
@@ -210,6 +218,7 @@ mod tests {
         assert_eq!(plan.placement(Operation::AttentionCompute, Some(0)), Placement::Cpu);
         assert_eq!(plan.placement(Operation::AttentionCompute, Some(1)), Placement::Igpu);
         assert!(plan.uses_igpu());
+        assert_eq!(plan.hand_overs(), 2);
         plan.set_everywhere(Operation::LmHead, Placement::Split(0.5));
         assert_eq!(plan.placement(Operation::LmHead, None), Placement::Split(0.5));
     }

@@ -67,6 +67,8 @@ owned!(
 // SAFETY: a context has no state that its users change; only kernels' arguments must not be set from two threads
 // at a time (OpenCL 3.0, appendix A.2).
 unsafe impl Sync for Context {}
+// SAFETY: as for contexts; events are only asked.
+unsafe impl Sync for Event {}
 // SAFETY: as for contexts; buffers are handed to commands only.
 unsafe impl Sync for Buffer {}
 
@@ -291,6 +293,18 @@ impl Buffer {
 }
 
 impl Event {
+    /// Whether the command is done.
+    ///
+    /// # Errors
+    /// When it has failed.
+    pub(crate) fn is_done(&self) -> Result<bool> {
+        use cl3::event::{CL_COMPLETE, CL_EVENT_COMMAND_EXECUTION_STATUS};
+        let status = cl3::event::get_event_info(self.raw(), CL_EVENT_COMMAND_EXECUTION_STATUS)
+            .named("clGetEventInfo")?
+            .to_int();
+        if status < 0 { Err(status).named("a kernel") } else { Ok(status == CL_COMPLETE) }
+    }
+
     /// Seconds from the command's start on the device to its end. The command must be done.
     pub(crate) fn seconds(&self) -> Result<f64> {
         use cl3::event::{CL_PROFILING_COMMAND_END, CL_PROFILING_COMMAND_START};

@@ -14,6 +14,7 @@ mod cl;
 mod device;
 pub mod doctor;
 mod error;
+mod fault;
 mod gpu;
 pub mod measure;
 mod memory;
@@ -26,6 +27,8 @@ pub use builds::{TargetBuild, target_builds};
 pub use choice::{DeviceChoice, Unused, choose, find_device, fits};
 pub use device::{Device, DeviceInfo, DeviceKind, UsmKinds, devices};
 pub use error::{GpuError, NoOpenCl, Result};
+#[doc(hidden)]
+pub use fault::Fault;
 pub use gpu::{Gpu, GpuOptions, GpuVec, Region, RegionMut, Scope};
 pub use memory::{SharedMemory, Sharing};
 pub use path::Path;

@@ -6,6 +6,7 @@ mod convert;
 mod devices;
 mod logits;
 mod other;
+mod plan;
 mod run;
 mod threads;
 

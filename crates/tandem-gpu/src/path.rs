@@ -53,6 +53,9 @@ impl Path {
         if self == Self::Subgroup && device.opencl_c < (3, 0) {
             flags[0] = "-cl-std=CL2.0".to_owned();
         }
+        if self == Self::Portable && device.ptx_dot_product {
+            flags.push("-DPTX_DOT".to_owned());
+        }
         flags.join(" ")
     }
 

@@ -4,6 +4,7 @@ use tandem_memory::{PackedLayout, PackedMatrix, PackedType};
 
 use super::{LOCAL, Quantized, Uses};
 use crate::error::Result;
+use crate::expert_cache::ResidentExperts;
 use crate::gpu::{Gpu, GpuVec, Region, RegionMut, Scope, Work};
 use crate::path::{GROUP, LANES};
 use crate::program::Source;
@@ -186,6 +187,20 @@ impl<'scope> ExpertWeights<'scope> {
         let (end, size) = (starts.end + layout.n_bytes() as u64, bytes.len() as u64);
         assert!(end <= size, "a matrix ends at {end} of {size} bytes");
         Ok(Self { layout, bytes, starts: scope.vec(&starts.starts)? })
+    }
+
+    /// Gate (0), up (1) or down (2) matrices that a cache has on the device; only those it was asked for.
+    ///
+    /// # Panics
+    /// When such a matrix has another size.
+    pub fn resident(
+        layout: PackedLayout,
+        experts: &ResidentExperts<'scope>,
+        matrix: usize,
+    ) -> Self {
+        assert_eq!(layout.n_bytes(), experts.matrix_bytes(matrix), "bytes of {layout:?}");
+        let (bytes, starts) = experts.places(matrix);
+        Self { layout, bytes, starts }
     }
 }
 

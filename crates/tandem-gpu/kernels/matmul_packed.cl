@@ -5,7 +5,8 @@
 // which are the same for all lanes.
 //
 // Compiled for BITS (4 or 8), PLANES (1, or 2 where each token has a second row of what the
-// first leaves out), TOKENS (how many a team takes). `blocks` are columns / 32; `flags` say what becomes of the product.
+// first leaves out), TOKENS (how many a team takes). `blocks` are columns / 32; `scales_from` is where a matrix's scales
+// begin, in bytes; `rows` are those that are computed, which come first in it. `flags` say what becomes of the product.
 
 #define HAS_BIAS 1u // there is a bias to be added
 #define ADD_TO 2u   // the result is added to what is in `out`
@@ -47,12 +48,12 @@ inline int dot_block(uint8 q, uint8 x, int offset) {
 
 // Adds the blocks `block`, `block + step` and so on of a tile to `sums`, one for each of the rows of activations
 // from `row` on; rows from `row_end` on are read as the last one, and their sums mean nothing.
-inline void add_blocks(global const uchar *weights, uint tiles, uint blocks, uint tile, uint block, uint step,
+inline void add_blocks(global const uchar *weights, uint scales_from, uint blocks, uint tile, uint block, uint step,
                        global const uint8 *values, global const float *scales, global const int *offsets,
                        const uint *rows, float *sums) {
     global const uint *quants = (global const uint *)weights + (ulong)tile * blocks * BLOCK_WORDS;
     global const half *weight_scales =
-        (global const half *)(weights + (ulong)tiles * blocks * (BLOCK_WORDS * 4)) + (ulong)tile * blocks * LANES;
+        (global const half *)(weights + scales_from) + (ulong)tile * blocks * LANES;
     for (; block < blocks; block += step) {
         const uint8 q = load_quants(quants + block * BLOCK_WORDS);
         const float scale = vload_half(block * LANES + LANE, weight_scales);
@@ -101,8 +102,8 @@ inline void store_tile(const float *sums, local float *partial, global const flo
 
 // Few tokens: the 16 teams of a group share the columns of one tile, so that one token's product has work for a whole
 // device. Group ids: tile, block of tokens.
-KERNEL matvec(IN(weights), const uint rows, const uint blocks, IN(bias), IN(values), IN(scales), IN(offsets), const uint tokens,
-              OUT(out), const uint flags) {
+KERNEL matvec(IN(weights), const uint scales_from, const uint rows, const uint blocks, IN(bias), IN(values), IN(scales),
+              IN(offsets), const uint tokens, OUT(out), const uint flags) {
     IN_PTR(uchar, weights);
     IN_PTR(float, bias);
     IN_PTR(uint8, values);
@@ -117,14 +118,14 @@ KERNEL matvec(IN(weights), const uint rows, const uint blocks, IN(bias), IN(valu
         x_rows[r] = min(first + r / PLANES, tokens - 1) * PLANES + r % PLANES;
         sums[r] = 0.0f;
     }
-    add_blocks(weights, (rows + LANES - 1) / LANES, blocks, tile, TEAM, TEAMS, values, scales, offsets, x_rows, sums);
+    add_blocks(weights, scales_from, blocks, tile, TEAM, TEAMS, values, scales, offsets, x_rows, sums);
     store_tile(sums, partial, bias, tile, rows, first, tokens, out, flags);
 }
 
 // Many tokens: each team has a tile and TOKENS tokens of its own. The teams of a group have four tiles and four
 // blocks of tokens, so that what one loads is in the cache for others. Group ids: four tiles, four blocks of tokens.
-KERNEL matmul(IN(weights), const uint rows, const uint blocks, IN(bias), IN(values), IN(scales), IN(offsets), const uint tokens,
-              OUT(out), const uint flags) {
+KERNEL matmul(IN(weights), const uint scales_from, const uint rows, const uint blocks, IN(bias), IN(values), IN(scales),
+              IN(offsets), const uint tokens, OUT(out), const uint flags) {
     IN_PTR(uchar, weights);
     IN_PTR(float, bias);
     IN_PTR(uint8, values);
@@ -142,7 +143,7 @@ KERNEL matmul(IN(weights), const uint rows, const uint blocks, IN(bias), IN(valu
         x_rows[r] = min(first + r / PLANES, tokens - 1) * PLANES + r % PLANES;
         sums[r] = 0.0f;
     }
-    add_blocks(weights, tiles, blocks, tile, 0, 1, values, scales, offsets, x_rows, sums);
+    add_blocks(weights, scales_from, blocks, tile, 0, 1, values, scales, offsets, x_rows, sums);
     const uint row = tile * LANES + LANE;
     if (row < rows) {
         for (uint t = 0; t < TOKENS && first + t < tokens; t++) {
@@ -153,9 +154,10 @@ KERNEL matmul(IN(weights), const uint rows, const uint blocks, IN(bias), IN(valu
 
 // Products of the uses of experts (`group_experts.cl`), each with its expert's matrix, which begins `matrices[expert]`
 // bytes into `weights`; all have the same shape. Group ids: tile, expert, block of the expert's uses: as many as there
-// could be, most of which have nothing to do.
-KERNEL experts(IN(weights), IN(matrices), const uint rows, const uint blocks, IN(starts), IN(use_tokens), IN(values),
-               IN(scales), IN(offsets), OUT(out), const uint flags) {
+// could be, most of which have nothing to do. There are `uses` in all, two for each token: whatever `starts` and
+// `use_tokens` hold, nothing is read or written beyond.
+KERNEL experts(IN(weights), IN(matrices), const uint scales_from, const uint rows, const uint blocks, IN(starts),
+               IN(use_tokens), const uint uses, IN(values), IN(scales), IN(offsets), OUT(out), const uint flags) {
     IN_PTR(uchar, weights);
     IN_PTR(ulong, matrices);
     IN_PTR(uint, starts);
@@ -166,19 +168,19 @@ KERNEL experts(IN(weights), IN(matrices), const uint rows, const uint blocks, IN
     OUT_PTR(float, out);
     local float partial[TEAMS * TOKENS * LANES];
     const uint tile = get_group_id(0), expert = get_group_id(1);
-    const uint first = starts[expert] + get_group_id(2) * TOKENS, end = starts[expert + 1];
+    const uint first = starts[expert] + get_group_id(2) * TOKENS, end = min(starts[expert + 1], uses);
     // Without uses there is nothing to add up and nothing to store. No return: there are barriers to come, before which
     // PoCL 3.1 does not bear one.
     uint x_rows[ROWS];
     float sums[ROWS];
     for (uint r = 0; r < ROWS; r++) {
         const uint use = min(first + r / PLANES, max(end, 1u) - 1);
-        x_rows[r] = ((flags & SELECT) ? use_tokens[use] : use) * PLANES + r % PLANES;
+        x_rows[r] = ((flags & SELECT) ? min(use_tokens[use], uses / 2 - 1) : use) * PLANES + r % PLANES;
         sums[r] = 0.0f;
     }
     if (first < end) {
-        add_blocks(weights + matrices[expert], (rows + LANES - 1) / LANES, blocks, tile, TEAM, TEAMS, values, scales,
-                   offsets, x_rows, sums);
+        add_blocks(weights + matrices[expert], scales_from, blocks, tile, TEAM, TEAMS, values, scales, offsets, x_rows,
+                   sums);
     }
     store_tile(sums, partial, scales, tile, rows, first, end, out, flags);
 }

@@ -68,6 +68,8 @@ owned!(
 // SAFETY: a context has no state that its users change; only kernels' arguments must not be set from two threads
 // at a time (OpenCL 3.0, appendix A.2).
 unsafe impl Sync for Context {}
+// SAFETY: as for contexts; events are only asked.
+unsafe impl Sync for Event {}
 // SAFETY: as for contexts; buffers are handed to commands only.
 unsafe impl Sync for Buffer {}
 // SAFETY: as for contexts; a queue takes commands from any thread.
@@ -405,11 +407,16 @@ impl Event {
         cl3::event::wait_for_events(&[self.raw()]).named("clWaitForEvents")
     }
 
-    /// Whether the command is done, or has failed.
-    pub(crate) fn is_over(&self) -> bool {
-        let status = cl3::event::CL_EVENT_COMMAND_EXECUTION_STATUS;
-        let status = cl3::event::get_event_info(self.raw(), status);
-        status.is_ok_and(|status| status.to_int() <= cl3::event::CL_COMPLETE)
+    /// Whether the command is done.
+    ///
+    /// # Errors
+    /// When it has failed.
+    pub(crate) fn is_done(&self) -> Result<bool> {
+        use cl3::event::{CL_COMPLETE, CL_EVENT_COMMAND_EXECUTION_STATUS};
+        let status = cl3::event::get_event_info(self.raw(), CL_EVENT_COMMAND_EXECUTION_STATUS)
+            .named("clGetEventInfo")?
+            .to_int();
+        if status < 0 { Err(status).named("a kernel") } else { Ok(status == CL_COMPLETE) }
     }
 
     /// When the command began on the device and when it ended, in nanoseconds of the device's clock. It must be done.

@@ -6,21 +6,28 @@
 //! queue keeps its kernels in order.
 #![allow(unsafe_code)]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tandem_memory::{AlignedBuffer, Allocator, Element};
 
 use crate::cl::{Buffer, Context, Event, Kernel, Program, Queue};
 use crate::device::Device;
 use crate::error::{GpuError, Result};
+use crate::fault::{Fault, Faults};
 use crate::memory::{Place, SharedMemory, Sharing};
 use crate::path::Path;
 use crate::program::{ProgramCache, Source, build};
+
+/// How long a wait asks the device again and again before it sleeps: waking up takes longer than many a kernel.
+const POLLING: Duration = Duration::from_micros(100);
+/// How long a device may take for what it was given. Nothing that is sensible takes that long.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A device in use.
 #[derive(Debug)]
@@ -28,7 +35,12 @@ pub struct Gpu {
     // Fields are dropped in this order: the context last.
     kernels: RefCell<HashMap<KernelKey, Kernel>>,
     programs: RefCell<HashMap<(&'static str, String), Program>>,
-    times: RefCell<Option<Vec<(&'static str, Event)>>>,
+    times: RefCell<Option<Vec<(&'static str, Arc<Event>)>>>,
+    /// The newest command that nobody has waited for.
+    newest: RefCell<Option<Arc<Event>>>,
+    launches: Cell<usize>,
+    waits: Cell<usize>,
+    faults: Faults,
     queue: Arc<Queue>,
     memory: SharedMemory,
     cache: Option<ProgramCache>,
@@ -88,6 +100,10 @@ impl Gpu {
             kernels: RefCell::default(),
             programs: RefCell::default(),
             times: RefCell::default(),
+            newest: RefCell::default(),
+            launches: Cell::default(),
+            waits: Cell::default(),
+            faults: Faults::default(),
             queue,
             memory,
             cache: options.cache,
@@ -122,6 +138,22 @@ impl Gpu {
         &self.queue
     }
 
+    /// Kernels that were launched so far.
+    pub fn launches(&self) -> usize {
+        self.launches.get()
+    }
+
+    /// How often the CPU has waited for the device so far.
+    pub fn waits(&self) -> usize {
+        self.waits.get()
+    }
+
+    /// Lets `count` occasions for a fault pass, and has the next one fail: for tests.
+    #[doc(hidden)]
+    pub fn fail_after(&self, count: usize, fault: Fault) {
+        self.faults.arm(fault, count);
+    }
+
     /// Keeps the times of kernels from now on, or no longer.
     pub fn record_times(&self, wanted: bool) {
         self.times.replace(wanted.then(Vec::new));
@@ -142,6 +174,7 @@ impl Gpu {
     /// # Errors
     /// When the memory cannot be had.
     pub fn zeros<T: Element>(&self, len: usize) -> Result<GpuVec<T>> {
+        self.faults.occasion(Fault::Allocation, "clCreateBuffer")?;
         let bytes = len * size_of::<T>();
         let storage = if self.memory.sharing() == Sharing::None {
             let buffer = Arc::new(Buffer::new(&self.context, bytes.max(1))?);
@@ -235,9 +268,30 @@ impl Gpu {
         let wait = Wait(&self.queue);
         let result = work(&scope);
         std::mem::forget(wait);
-        let waited = self.queue.finish();
+        let waited = self.wait();
         let result = result?;
         waited.map(|()| result)
+    }
+
+    /// Waits for everything that was enqueued. Memory may be used again once this returns, whatever it answers: a device
+    /// that takes too long is waited for all the same, and reported afterwards.
+    fn wait(&self) -> Result<()> {
+        let Some(newest) = self.newest.take() else { return Ok(()) };
+        self.waits.set(self.waits.get() + 1);
+        let started = Instant::now();
+        let flushed = self.queue.flush();
+        let mut done = Ok(false);
+        while matches!(done, Ok(false)) && started.elapsed() < POLLING {
+            std::thread::yield_now();
+            done = newest.is_done();
+        }
+        // Commands end in order, and a failed one may not be the newest: only the queue knows of all.
+        self.queue.finish()?;
+        flushed.and(done)?;
+        self.faults.occasion(Fault::TimeOut, "clFinish")?;
+        self.faults.occasion(Fault::DeviceLost, "clFinish")?;
+        let taken = started.elapsed();
+        if taken > PATIENCE { Err(GpuError::TimedOut(taken)) } else { Ok(()) }
     }
 
     /// Makes sure that a kernel is compiled, and runs `use_it` with it.
@@ -260,6 +314,7 @@ impl Gpu {
         let program = match programs.entry((file, options)) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
+                self.faults.occasion(Fault::Build, "clBuildProgram")?;
                 let cache = self.cache.as_ref();
                 let options = entry.key().1.as_str();
                 let built = build(&self.context, &self.device, cache, work.source, options)?;
@@ -350,9 +405,13 @@ impl<'scope, 'env> Scope<'scope, 'env> {
                 // SAFETY: the caller's promise about the parameters' types.
                 index += unsafe { arg.set(gpu, kernel, index) }?;
             }
+            gpu.faults.occasion(Fault::Enqueue, "clEnqueueNDRangeKernel")?;
             // SAFETY: regions are borrowed for the scope, whose end waits for the queue; the rest is the caller's
             // promise.
             let event = unsafe { gpu.queue.launch(kernel, work.global, work.local) }?;
+            gpu.launches.set(gpu.launches.get() + 1);
+            let event = Arc::new(event);
+            gpu.newest.replace(Some(Arc::clone(&event)));
             if let Some(times) = gpu.times.borrow_mut().as_mut() {
                 times.push((work.name, event));
             }
@@ -367,6 +426,20 @@ pub struct Region<'scope, T> {
     place: Place,
     len: usize,
     lent: PhantomData<&'scope T>,
+}
+
+impl<'scope> Region<'scope, u8> {
+    /// The same bytes as numbers.
+    ///
+    /// # Panics
+    /// When they are no whole number of those, or do not begin where such numbers may.
+    #[must_use]
+    pub fn cast<T: Element>(&self) -> Region<'scope, T> {
+        let (Place::Pointer(start) | Place::Buffer(_, start)) = &self.place;
+        let fits = start.is_multiple_of(size_of::<T>()) && self.len.is_multiple_of(size_of::<T>());
+        assert!(fits, "{} bytes at {start} are no numbers of {}", self.len, size_of::<T>());
+        Region { place: self.place.clone(), len: self.len / size_of::<T>(), lent: PhantomData }
+    }
 }
 
 impl<T: Element> Region<'_, T> {

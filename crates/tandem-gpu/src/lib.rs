@@ -16,6 +16,7 @@ mod device;
 pub mod doctor;
 mod error;
 mod expert_cache;
+mod fault;
 mod gpu;
 pub mod measure;
 mod memory;
@@ -33,6 +34,8 @@ pub use expert_cache::{
     CacheOptions, CacheStatistics, ExpertCache, ExpertId, ExpertMemory, ExpertShape, MATRICES,
     Prefetch, ResidentExperts,
 };
+#[doc(hidden)]
+pub use fault::Fault;
 pub use gpu::{Gpu, GpuOptions, GpuVec, Region, RegionMut, Scope};
 pub use memory::{SharedMemory, Sharing};
 pub use path::Path;

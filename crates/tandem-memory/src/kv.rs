@@ -245,6 +245,31 @@ impl KvCache {
         Ok(parts)
     }
 
+    /// Counts `tokens` of `layer` as held, the first of them at position `pos`, for a device that writes their keys and
+    /// values into [`Self::bytes_mut`] itself. What the layer held from `pos` on is forgotten.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn claim(&mut self, layer: usize, pos: usize, tokens: usize) -> Result<(), KvError> {
+        self.check_room(layer, pos, tokens)?;
+        self.written[layer] = pos + tokens;
+        Ok(())
+    }
+
+    /// Keys and values of all layers, for a device that uses them in place.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    /// Where in [`Self::bytes_mut`] a layer's keys and its values are, `[kv_head][position][head_dim]`, without scales.
+    pub fn places(&self, layer: usize) -> [Range<usize>; 2] {
+        let [numbers, scales] = self.half();
+        [2 * layer, 2 * layer + 1].map(|half| {
+            let start = half * (numbers + scales);
+            start..start + numbers
+        })
+    }
+
     /// Keys and values of one layer.
     ///
     /// # Panics
@@ -276,13 +301,6 @@ impl KvCache {
     ) -> Result<usize, KvError> {
         let fault = |what, expected: String, found| KvError::Write { what, expected, found };
         let token = self.kv_heads * self.head_dim;
-        let held = *self
-            .written
-            .get(layer)
-            .ok_or_else(|| fault("layer", format!("below {}", self.written.len()), layer))?;
-        if pos > held {
-            return Err(fault("position", format!("at most {held}"), pos));
-        }
         if !k.len().is_multiple_of(token) {
             return Err(fault("numbers in keys", format!("a multiple of {token}"), k.len()));
         }
@@ -290,13 +308,27 @@ impl KvCache {
             return Err(fault("numbers in values", k.len().to_string(), v.len()));
         }
         let tokens = k.len() / token;
+        self.check_room(layer, pos, tokens)?;
+        Ok(tokens)
+    }
+
+    /// Whether a layer can hold so many tokens from a position on.
+    fn check_room(&self, layer: usize, pos: usize, tokens: usize) -> Result<(), KvError> {
+        let fault = |what, expected: String, found| KvError::Write { what, expected, found };
+        let held = *self
+            .written
+            .get(layer)
+            .ok_or_else(|| fault("layer", format!("below {}", self.written.len()), layer))?;
+        if pos > held {
+            return Err(fault("position", format!("at most {held}"), pos));
+        }
         if tokens > self.capacity - pos {
             return Err(KvError::Full {
                 needed: pos.saturating_add(tokens),
                 capacity: self.capacity,
             });
         }
-        Ok(tokens)
+        Ok(())
     }
 }
 
@@ -637,6 +669,33 @@ mod tests {
         cache.write(0, 0, &[2.0; 2], &[2.0; 2]).unwrap();
         cache.write(1, 0, &[2.0; 2], &[2.0; 2]).unwrap();
         assert_eq!((cache.len(), cache.layer(0).len()), (1, 1));
+    }
+
+    /// What a device would do.
+    #[test]
+    fn claimed_tokens_are_read_from_where_they_belong() {
+        for kind in [KvType::F32, KvType::F16, KvType::Q8_0] {
+            let [mut written, mut claimed] =
+                [(); 2].map(|()| KvCache::new(2, 3, 32, 5, kind).unwrap());
+            written.write(1, 0, &numbers(192, 1), &numbers(192, 2)).unwrap();
+            for place in written.places(1) {
+                let bytes = written.bytes_mut()[place.clone()].to_vec();
+                claimed.bytes_mut()[place].copy_from_slice(&bytes);
+            }
+            claimed.claim(1, 0, 2).unwrap();
+            assert_eq!((claimed.len(), claimed.layer(1).len()), (0, 2));
+            if kind != KvType::Q8_0 {
+                for head in 0..3 {
+                    let read = |cache: &KvCache| {
+                        let layer = cache.layer(1);
+                        [layer.keys(head, 0..2), layer.values(head, 0..2)].map(to_f32)
+                    };
+                    assert_eq!(read(&claimed), read(&written));
+                }
+            }
+            assert!(claimed.claim(1, 3, 1).unwrap_err().to_string().contains("at most 2"));
+            assert!(claimed.claim(1, 2, 4).unwrap_err().to_string().contains("full"));
+        }
     }
 
     #[test]

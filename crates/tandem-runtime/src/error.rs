@@ -1,6 +1,7 @@
 //! Why text could not be generated.
 
-use tandem_memory::{KvError, MemoryError};
+use tandem_gpu::GpuError;
+use tandem_memory::{AllocError, KvError, MemoryError};
 use tandem_model::ModelError;
 
 /// Why the runtime could not do what it was asked for.
@@ -12,6 +13,12 @@ pub enum RuntimeError {
     /// The weights in memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// Memory for activations.
+    #[error("activations: {0}")]
+    Activations(#[from] AllocError),
+    /// The GPU. A forward pass never ends with this one: it is computed on the CPU then.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
     /// The KV cache.
     #[error(transparent)]
     Kv(#[from] KvError),

@@ -8,6 +8,7 @@ mod experts;
 mod lookup;
 mod model;
 pub mod perplexity;
+pub mod plan;
 mod profile;
 mod sampling;
 mod session;

@@ -82,6 +82,23 @@ impl Operation {
             Self::LmHead => "lm_head",
         }
     }
+
+    /// Whether every layer has it.
+    pub const fn is_of_layers(self) -> bool {
+        !matches!(self, Self::Embedding | Self::FinalLayernorm | Self::LmHead)
+    }
+
+    /// Whether two devices can share it: products with weights large enough, whose rows do not need each other.
+    pub const fn can_be_split(self) -> bool {
+        matches!(
+            self,
+            Self::AttentionQkvProj
+                | Self::AttentionOutputProj
+                | Self::ExpertFfnW1
+                | Self::ExpertFfnW2
+                | Self::LmHead
+        )
+    }
 }
 
 /// What an operation has cost so far.

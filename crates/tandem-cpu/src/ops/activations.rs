@@ -196,6 +196,16 @@ impl<'a> Input<'a> {
         Self { x, quantized: Some(buffer), selected: None }
     }
 
+    /// As [`Self::new`], of activations that `quantized` holds already if one of the weights is packed.
+    pub fn prepared_before(
+        x: &'a [f32],
+        weights: &[Weights<'_>],
+        quantized: &'a QuantizedActivations,
+    ) -> Self {
+        let packed = weights.iter().any(Weights::is_packed);
+        Self { x, quantized: packed.then_some(quantized), selected: None }
+    }
+
     /// As [`Self::new`], of activations that `prepare` writes, a token's row of `cols` at a time: what it has written
     /// is quantized before it leaves the core's cache, and the threads wait for each other once, not twice.
     pub(super) fn prepared(

@@ -69,21 +69,31 @@ impl Timeline {
         self.waits.push_back(Wait { ready, uploads });
     }
 
-    /// Adds the times of what is over, so that events do not pile up.
+    /// Adds the times of what is done, so that events do not pile up.
     pub(super) fn settle(&mut self, statistics: &mut CacheStatistics) -> Result<()> {
-        while let Some(upload) = self.uploads.pop_front_if(|upload| upload.is_over()) {
+        while let Some(upload) = self.uploads.front() {
+            if !upload.is_done()? {
+                break;
+            }
             statistics.upload_seconds += upload.seconds()?;
+            self.uploads.pop_front();
         }
-        while let Some(wait) = self.waits.pop_front_if(|wait| wait.is_over()) {
+        while let Some(wait) = self.waits.front() {
+            if !wait.is_done()? {
+                break;
+            }
             statistics.stall_seconds += wait.stall()?;
+            self.waits.pop_front();
         }
         Ok(())
     }
 }
 
 impl Wait {
-    fn is_over(&self) -> bool {
-        self.ready.is_over() && self.uploads.iter().all(|upload| upload.is_over())
+    fn is_done(&self) -> Result<bool> {
+        // In one queue, commands end in order.
+        let uploaded = self.uploads.last().map_or(Ok(true), |upload| upload.is_done())?;
+        Ok(uploaded && self.ready.is_done()?)
     }
 
     /// From when the kernels could have begun to the end of the last upload. What was not yet asked for then counts

@@ -1,6 +1,6 @@
 //! Products with packed weights.
 
-use tandem_memory::{PackedLayout, PackedMatrix, PackedType};
+use tandem_memory::{PackedLayout, PackedType};
 
 use super::{LOCAL, Quantized, Uses};
 use crate::error::Result;
@@ -21,12 +21,14 @@ const SIDE: usize = 4;
 /// Flags of the kernels, as in their source.
 pub(super) const HAS_BIAS: usize = 1;
 pub(super) const ADD_TO: usize = 2;
-const SELECT: usize = 4;
+pub(super) const SELECT: usize = 4;
 
 /// A packed matrix that is lent to a device.
 #[derive(Clone, Debug)]
 pub struct PackedWeights<'scope> {
     layout: PackedLayout,
+    /// Those that are used, from the first on.
+    rows: usize,
     bytes: Region<'scope, u8>,
 }
 
@@ -37,15 +39,17 @@ impl<'scope> PackedWeights<'scope> {
     /// When there are more or fewer bytes than such a matrix has.
     pub fn new(layout: PackedLayout, bytes: Region<'scope, u8>) -> Self {
         assert_eq!(bytes.len(), layout.n_bytes(), "bytes of {layout:?}");
-        Self { layout, bytes }
+        Self { layout, rows: layout.rows(), bytes }
     }
 
-    /// Lends a matrix of the weight store.
+    /// The first `rows` rows, as a matrix of its own.
     ///
-    /// # Errors
-    /// When its memory is not shared with the device.
-    pub fn lend(scope: &'scope Scope<'scope, '_>, matrix: &PackedMatrix<'scope>) -> Result<Self> {
-        Ok(Self::new(matrix.layout(), scope.lend(matrix.bytes())?))
+    /// # Panics
+    /// When there are fewer.
+    #[must_use]
+    pub fn first_rows(self, rows: usize) -> Self {
+        assert!(rows <= self.rows, "{rows} rows of {}", self.rows);
+        Self { rows, ..self }
     }
 
     /// Encoding.
@@ -60,7 +64,7 @@ impl<'scope> PackedWeights<'scope> {
 
     /// Rows: features of the output.
     pub fn rows(&self) -> usize {
-        self.layout.rows()
+        self.rows
     }
 
     /// Columns: features of the input.
@@ -104,7 +108,7 @@ pub fn matmul(
     let most = TEAM_ROWS / planes;
     // Few are filled up to a power of two: each number would be a program of its own.
     let team_tokens = if few { tokens.next_power_of_two().min(most) } else { most };
-    let (tiles, blocks) = (weights.layout.tiles(), tokens.div_ceil(team_tokens));
+    let (tiles, blocks) = (rows.div_ceil(LANES), tokens.div_ceil(team_tokens));
     let defines =
         [("BITS", bits(weights.layout.kind())), ("PLANES", planes), ("TOKENS", team_tokens)];
     let (name, global) = if few {
@@ -125,6 +129,7 @@ pub fn matmul(
             work,
             &[
                 (&weights.bytes).into(),
+                weights.layout.quant_bytes().into(),
                 rows.into(),
                 weights.layout.blocks().into(),
                 bias,
@@ -160,12 +165,24 @@ impl ExpertStarts {
         let end = starts.iter().copied().max().unwrap_or(0);
         Ok(Self { end, starts: gpu.upload(starts)? })
     }
+
+    /// Holds matrices of so many bytes against what holds them.
+    pub(super) fn check(&self, matrix_bytes: usize, bytes: &Region<'_, u8>) {
+        let (end, size) = (self.end + matrix_bytes as u64, bytes.len() as u64);
+        assert!(end <= size, "a matrix ends at {end} of {size} bytes");
+    }
+
+    pub(super) fn vec(&self) -> &GpuVec<u64> {
+        &self.starts
+    }
 }
 
 /// The matrices of all experts of a layer, of one shape and in one allocation.
 #[derive(Clone, Debug)]
 pub struct ExpertWeights<'scope> {
     layout: PackedLayout,
+    /// Those of each that are used, from the first on.
+    rows: usize,
     bytes: Region<'scope, u8>,
     starts: Region<'scope, u64>,
 }
@@ -184,9 +201,33 @@ impl<'scope> ExpertWeights<'scope> {
         bytes: Region<'scope, u8>,
         starts: &'scope ExpertStarts,
     ) -> Result<Self> {
-        let (end, size) = (starts.end + layout.n_bytes() as u64, bytes.len() as u64);
-        assert!(end <= size, "a matrix ends at {end} of {size} bytes");
-        Ok(Self { layout, bytes, starts: scope.vec(&starts.starts)? })
+        starts.check(layout.n_bytes(), &bytes);
+        Ok(Self { layout, rows: layout.rows(), bytes, starts: scope.vec(&starts.starts)? })
+    }
+
+    /// The first `rows` rows of each matrix.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[must_use]
+    pub fn first_rows(self, rows: usize) -> Self {
+        assert!(rows <= self.rows, "{rows} rows of {}", self.rows);
+        Self { rows, ..self }
+    }
+
+    /// Encoding.
+    pub fn kind(&self) -> PackedType {
+        self.layout.kind()
+    }
+
+    /// Rows of a matrix.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns of a matrix.
+    pub fn cols(&self) -> usize {
+        self.layout.cols()
     }
 
     /// Gate (0), up (1) or down (2) matrices that a cache has on the device; only those it was asked for.
@@ -200,7 +241,7 @@ impl<'scope> ExpertWeights<'scope> {
     ) -> Self {
         assert_eq!(layout.n_bytes(), experts.matrix_bytes(matrix), "bytes of {layout:?}");
         let (bytes, starts) = experts.places(matrix);
-        Self { layout, bytes, starts }
+        Self { layout, rows: layout.rows(), bytes, starts }
     }
 }
 
@@ -228,32 +269,34 @@ pub fn matmul_experts(
     input: ExpertInput,
     out: &RegionMut<'_, f32>,
 ) -> Result<()> {
-    let layout = weights.layout;
+    let (layout, rows) = (weights.layout, weights.rows);
     let count = uses.tokens.len();
     let (tokens, planes) = (count / 2, x.planes());
     let expected = if input == ExpertInput::OfTokens { tokens } else { count };
     assert_eq!((layout.cols(), expected), (x.cols(), x.tokens()), "activations of experts");
     assert_eq!(weights.starts.len(), uses.n_experts(), "experts");
-    assert_eq!(out.len(), count * layout.rows(), "output of {count} uses");
+    assert_eq!(out.len(), count * rows, "output of {count} uses");
     // A token uses an expert once, so no expert has more uses than there are tokens.
     let team_tokens = tokens.next_power_of_two().min(TEAM_ROWS / planes);
     let defines = [("BITS", bits(layout.kind())), ("PLANES", planes), ("TOKENS", team_tokens)];
-    let global = [layout.tiles() * GROUP, uses.n_experts(), tokens.div_ceil(team_tokens)];
+    let global = [rows.div_ceil(LANES) * GROUP, uses.n_experts(), tokens.div_ceil(team_tokens)];
     let work = Work { source: MATMUL, name: "experts", defines: &defines, global, local: LOCAL };
     let (values, scales, offsets) = x.parts();
     let flags = SELECT * usize::from(input == ExpertInput::OfTokens);
-    // SAFETY: every matrix is within its bytes; uses are of tokens of this batch, by what grouped them, and the
-    // activations and the output are as many as those.
+    // SAFETY: every matrix is within its bytes; the kernel takes no use and no token beyond `count` and half of it, for
+    // which there are activations and results.
     unsafe {
         scope.launch(
             work,
             &[
                 (&weights.bytes).into(),
                 (&weights.starts).into(),
-                layout.rows().into(),
+                layout.quant_bytes().into(),
+                rows.into(),
                 layout.blocks().into(),
                 (&uses.starts).into(),
                 (&uses.tokens).into(),
+                count.into(),
                 values.into(),
                 scales.into(),
                 offsets.into(),

@@ -1,0 +1,77 @@
+//! `x += Attn(LN1(x))`.
+
+use tandem_cpu::ops::{self, Precision, Product, Queries};
+use tandem_model::catalogue::LayerTensor as L;
+
+use super::Activated;
+use crate::error::Result;
+use crate::executor::pass::Pass;
+use crate::profile::Operation;
+
+impl Pass<'_> {
+    pub(super) fn attention_layernorm(&mut self, layer: usize) {
+        let layer = self.model.layer(layer);
+        let weights = [L::QWeight, L::KWeight, L::VWeight].map(|w| layer.matrix(w));
+        let norm = layer.norm(L::AttnNormWeight, L::AttnNormBias);
+        let acts = &mut *self.activations;
+        self.input.norm(self.cpu, norm, &acts.x, &mut acts.normed, &weights);
+        self.profile.lap(Operation::AttentionLayernorm);
+    }
+
+    pub(super) fn attention_qkv_proj(&mut self, layer: usize) {
+        let layer = self.model.layer(layer);
+        let acts = &mut *self.activations;
+        let [wq, wk, wv] = [L::QWeight, L::KWeight, L::VWeight].map(|w| layer.matrix(w));
+        let normed = (Activated::Normed, &acts.normed[..]);
+        let input = self.input.of(self.cpu, normed, &[wq, wk, wv], Precision::Bits8);
+        let project =
+            |weights, bias, out| Product::new(weights, Some(layer.vector(bias)), input, out);
+        let mut products = [
+            project(wq, L::QBias, &mut acts.q[..]),
+            project(wk, L::KBias, &mut acts.k[..]),
+            project(wv, L::VBias, &mut acts.v[..]),
+        ];
+        ops::matmul_all(self.cpu, &mut products);
+        self.profile.products(Operation::AttentionQkvProj, &products);
+    }
+
+    pub(super) fn attention_compute(&mut self, layer: usize) -> Result<()> {
+        let config = self.model.config();
+        let acts = &mut *self.activations;
+        let start = self.batch.start;
+        ops::store_kv(self.cpu, self.kv, layer, start, (&acts.k, &acts.v), self.rope)?;
+        let q = &acts.q[..];
+        let queries = Queries { q, heads: config.n_heads, start, rope: Some(self.rope) };
+        ops::attention(
+            self.cpu,
+            queries,
+            self.kv.layer(layer),
+            config.sliding_window,
+            &mut acts.mixed,
+        );
+        let (bytes, arithmetic) = self.attention_cost();
+        self.profile.lap_with(Operation::AttentionCompute, bytes, arithmetic);
+        Ok(())
+    }
+
+    pub(super) fn attention_output_proj(&mut self, layer: usize) {
+        let layer = self.model.layer(layer);
+        let acts = &mut *self.activations;
+        let (wo, bias) = (layer.matrix(L::OWeight), Some(layer.vector(L::OBias)));
+        let mixed = (Activated::Mixed, &acts.mixed[..]);
+        let input = self.input.of(self.cpu, mixed, &[wo], Precision::Bits8);
+        let product = Product { accumulate: true, ..Product::new(wo, bias, input, &mut acts.x) };
+        let mut product = [product];
+        ops::matmul_all(self.cpu, &mut product);
+        self.profile.products(Operation::AttentionOutputProj, &product);
+    }
+
+    /// Bytes of keys and values that a layer's attention reads, and what it computes.
+    pub(in crate::executor) fn attention_cost(&self) -> (usize, usize) {
+        let (config, batch) = (self.model.config(), &self.batch);
+        let window = config.sliding_window.unwrap_or(usize::MAX);
+        let bytes = batch.end().min(window) * self.kv.bytes_per_token() / config.n_layers;
+        let visible: usize = (batch.start..batch.end()).map(|i| (i + 1).min(window)).sum();
+        (bytes, 2 * 2 * config.q_dim() * visible)
+    }
+}

@@ -1,0 +1,123 @@
+//! The operations of a pass as a GPU computes them.
+//!
+//! Steps are enqueued in a scope to which everything is lent that they need; the scope's end waits for all of them. So
+//! a run of steps costs one wait, and a pass that is all on the GPU costs one.
+
+mod lent;
+mod steps;
+mod weights;
+
+use tandem_gpu::ops::{self, Heads, Precision, QuantizedVec};
+use tandem_gpu::{Gpu, GpuVec};
+use tandem_memory::{KvCache, KvType};
+use tandem_model::PhimoeConfig;
+use tandem_model::config::EXPERTS_PER_TOKEN;
+
+use super::pass::Pass;
+use crate::error::Result;
+use crate::model::Model;
+use crate::plan::Step;
+use crate::profile::Operation;
+use lent::Lent;
+use steps::Enqueue;
+use weights::{DeviceWeights, missing_kernels};
+
+/// A GPU, with what it keeps between passes.
+pub(super) struct Igpu {
+    gpu: Gpu,
+    weights: DeviceWeights,
+    room: Room,
+    /// Why it does not compute an operation, by operation.
+    refused: [Option<String>; Operation::ALL.len()],
+}
+
+/// Memory that the GPU alone uses.
+pub(super) struct Room {
+    /// The input of products with packed weights.
+    quantized: QuantizedVec,
+    /// What attention makes of each span of keys, for caches up to a capacity.
+    spans: GpuVec<f32>,
+    capacity: usize,
+}
+
+impl Igpu {
+    /// Takes a GPU into use for batches of up to so many tokens.
+    ///
+    /// # Errors
+    /// When memory cannot be had, or the model's weights are not where the GPU can use them.
+    pub(super) fn new(gpu: Gpu, model: &Model, batch: usize) -> tandem_gpu::Result<Self> {
+        let config = model.config();
+        let weights = DeviceWeights::new(&gpu, model)?;
+        gpu.scope(|scope| weights.lend(scope, model).map(drop))?;
+        let widest = config.hidden_size.max(config.q_dim());
+        let gated = EXPERTS_PER_TOKEN * Precision::Bits16.planes() * config.expert_width;
+        let room = Room {
+            quantized: QuantizedVec::new(&gpu, batch * widest.max(gated), Precision::Bits8)?,
+            spans: gpu.zeros(1)?,
+            capacity: 0,
+        };
+        let refused = Operation::ALL.map(|operation| match operation {
+            Operation::AttentionCompute => ops::attention_heads_fault(heads(config)),
+            _ => missing_kernels(model, operation),
+        });
+        Ok(Self { gpu, weights, room, refused })
+    }
+
+    pub(super) fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Why the GPU does not compute an operation with such a cache; none where it does.
+    pub(super) fn refusal(&self, operation: Operation, kv: KvType) -> Option<&str> {
+        if operation == Operation::AttentionCompute && kv == KvType::Q8_0 {
+            return Some("there are no kernels for a KV cache in q8_0");
+        }
+        self.refused[operation as usize].as_deref()
+    }
+}
+
+impl Room {
+    /// Makes room for attention over a cache.
+    fn fit(&mut self, gpu: &Gpu, config: &PhimoeConfig, kv: &KvCache) -> tandem_gpu::Result<()> {
+        if kv.capacity() > self.capacity {
+            self.spans = ops::attention_spans(gpu, heads(config), kv.capacity())?;
+            self.capacity = kv.capacity();
+        }
+        Ok(())
+    }
+}
+
+impl Pass<'_> {
+    /// Computes some steps on the GPU, and waits for them.
+    pub(super) fn on_igpu(&mut self, steps: &[Step]) -> Result<()> {
+        let Some(Igpu { gpu, weights, room, .. }) = self.igpu.as_deref_mut() else {
+            panic!("a plan for a GPU that is not there");
+        };
+        let (model, batch) = (self.model, &self.batch);
+        for step in steps.iter().filter(|step| step.operation == Operation::AttentionCompute) {
+            let layer = usize::from(step.layer.unwrap_or_default());
+            self.kv.claim(layer, batch.start, batch.ids.len())?;
+        }
+        room.fit(gpu, model.config(), self.kv)?;
+        let (kv, activations) = (&mut *self.kv, &mut *self.activations);
+        gpu.scope(|scope| {
+            let weights = weights.lend(scope, model)?;
+            let lent = Lent::new(scope, activations, room, kv)?;
+            let mut enqueue = Enqueue::new(scope, model.config(), weights, lent, batch);
+            steps.iter().try_for_each(|&step| enqueue.step(step))
+        })?;
+        self.input.clear();
+        for step in steps {
+            self.profile.lap(step.operation);
+        }
+        if let Some(Step { operation: Operation::ExpertSelection, layer, .. }) = steps.last() {
+            self.record_choices(usize::from(layer.unwrap_or_default()));
+        }
+        Ok(())
+    }
+}
+
+/// The heads of a layer.
+fn heads(config: &PhimoeConfig) -> Heads {
+    Heads { queries: config.n_heads, kv: config.n_kv_heads, dim: config.head_dim }
+}

@@ -1,0 +1,279 @@
+//! The forward pass, for a batch of tokens of one sequence.
+//!
+//! Tokens are handed in as they come: a prompt in batches, an answer one by one. Keys and values of earlier tokens
+//! come from the KV cache, so a batch of one reads every dense weight and two experts of each layer once, and
+//! nothing else.
+//!
+//! A pass follows a [`Plan`](crate::plan::Plan), the flat list of its operations ([`pass`]). What an operation reads and
+//! writes lies in [`activations`]; `cpu/` has the operations as the CPU computes them.
+
+mod activations;
+mod cpu;
+mod igpu;
+mod output;
+mod pass;
+mod threads;
+
+use std::sync::Arc;
+
+use tandem_cpu::measure::{int8_peak, read_bandwidth};
+use tandem_cpu::ops::{Largest, Rope};
+use tandem_cpu::{Cpu, Isa, ThreadTeam};
+use tandem_gpu::Gpu;
+use tandem_memory::{AlignedBuffer, KvCache, KvType, MemoryError, SystemMemory};
+
+use crate::bench::median;
+use crate::error::{Result, RuntimeError};
+use crate::model::Model;
+use crate::plan::Planner;
+use crate::profile::Profile;
+use activations::Activations;
+use cpu::CpuInput;
+use igpu::Igpu;
+use pass::{Batch, Pass};
+
+pub(crate) use activations::{Activation, Memory};
+pub use output::{LogitsFor, RouterTrace, evaluate};
+pub use threads::Threads;
+
+/// Tokens of a prompt that go through the model together.
+pub const DEFAULT_BATCH: usize = 256;
+
+/// Bytes below which caches may hold a model.
+const SMALL_MODEL: usize = 256 << 20;
+
+/// Computes with one model.
+pub struct Executor {
+    model: Arc<Model>,
+    cpu: Cpu,
+    igpu: Option<Igpu>,
+    threads: Threads,
+    planner: Planner,
+    rope: Rope,
+    batch: usize,
+    memory: Memory,
+    activations: Activations,
+    input: CpuInput,
+    profile: Profile,
+}
+
+impl Executor {
+    /// An executor on the CPU with a team of `threads` of its own that takes up to `batch` tokens at once.
+    ///
+    /// # Errors
+    /// Where the threads cannot be started.
+    pub fn new(model: Arc<Model>, threads: usize, batch: usize) -> Result<Self> {
+        let team =
+            ThreadTeam::new(threads).map_err(|source| RuntimeError::Threads { threads, source })?;
+        Ok(Self::with_cpu(model, Cpu::new(team), Threads::same(threads), batch))
+    }
+
+    /// An executor on the CPU whose team others may use too: each [`Self::forward`] is one turn with it. Where the team
+    /// has fewer members than `threads` asks for, with all of them.
+    pub fn with_cpu(model: Arc<Model>, cpu: Cpu, threads: Threads, batch: usize) -> Self {
+        let planner = Planner::cpu(model.config());
+        Self::assemble(model, cpu, threads, batch, planner, Arc::new(SystemMemory))
+    }
+
+    /// An executor that computes on the CPU, on a GPU, or on both, as `planner` says. The model must be
+    /// [loaded](Model::load_in) into the GPU's [memory](Gpu::memory), and KV caches be of [`Self::kv_cache`].
+    ///
+    /// # Errors
+    /// When the GPU cannot use the weights, or its memory cannot be had.
+    pub fn with_devices(
+        model: Arc<Model>,
+        cpu: Cpu,
+        threads: Threads,
+        batch: usize,
+        gpu: Option<Gpu>,
+        planner: Planner,
+    ) -> Result<Self> {
+        let Some(gpu) = gpu else {
+            let memory = Arc::new(SystemMemory);
+            return Ok(Self::assemble(model, cpu, threads, batch, planner, memory));
+        };
+        let memory = Arc::new(gpu.memory().clone());
+        let igpu = Igpu::new(gpu, &model, batch.max(1))?;
+        let executor = Self::assemble(model, cpu, threads, batch, planner, memory);
+        Ok(Self { igpu: Some(igpu), ..executor })
+    }
+
+    fn assemble(
+        model: Arc<Model>,
+        cpu: Cpu,
+        threads: Threads,
+        batch: usize,
+        planner: Planner,
+        memory: Memory,
+    ) -> Self {
+        let config = model.config();
+        let rope = Rope::new(config.head_dim, config.rope_theta);
+        let most = |threads: usize| threads.clamp(1, cpu.team().size());
+        Self {
+            threads: Threads { decode: most(threads.decode), prefill: most(threads.prefill) },
+            planner,
+            cpu,
+            igpu: None,
+            rope,
+            batch: batch.max(1),
+            memory,
+            activations: Activations::default(),
+            input: CpuInput::default(),
+            profile: Profile::default(),
+            model,
+        }
+    }
+
+    /// The GPU that takes part, if one does.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.igpu.as_ref().map(Igpu::gpu)
+    }
+
+    /// An empty KV cache with room for `capacity` tokens, in memory that every device uses.
+    ///
+    /// # Errors
+    /// Where memory cannot be had, or the type does not suit the model.
+    pub fn kv_cache(&self, capacity: usize, kind: KvType) -> Result<KvCache> {
+        let c = self.model.config();
+        let (layers, heads, dim) = (c.n_layers, c.n_kv_heads, c.head_dim);
+        Ok(KvCache::new_in(&*self.memory, layers, heads, dim, capacity, kind)?)
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Threads it computes with.
+    pub fn threads(&self) -> Threads {
+        self.threads
+    }
+
+    /// The team.
+    pub fn team(&self) -> &Arc<ThreadTeam> {
+        self.cpu.team()
+    }
+
+    /// Instruction set it computes with.
+    pub fn isa(&self) -> Isa {
+        self.cpu.isa()
+    }
+
+    /// Bytes per second that so many threads of the team read from memory: the middle of three passes over the model's
+    /// weights (1 GiB of them at most), for the better of two ways of reading. Of a small model, which caches may hold,
+    /// over memory taken for this.
+    ///
+    /// # Errors
+    /// Where memory to read cannot be had.
+    pub fn read_bandwidth(&self, threads: usize) -> Result<f64> {
+        let measured =
+            |memory: &[u64]| self.team().in_turn(threads, || read_bandwidth(&self.cpu, memory));
+        if self.model.n_bytes() >= SMALL_MODEL {
+            let words = self.model.words();
+            return Ok(measured(&words[..words.len().min((1 << 30) / size_of::<u64>())]));
+        }
+        let mut memory = AlignedBuffer::zeroed(SMALL_MODEL).map_err(MemoryError::from)?;
+        memory.advise_huge_pages();
+        // Pages that were never written are all the same page of zeros.
+        memory.fill(1);
+        Ok(measured(memory.typed()))
+    }
+
+    /// Operations per second that so many threads of the team can do on 8-bit numbers: see [`int8_peak`].
+    pub fn int8_peak(&self, threads: usize) -> f64 {
+        let rates = || (0..3).map(|_| int8_peak(&self.cpu)).collect::<Vec<f64>>();
+        median(&self.team().in_turn(threads, rates))
+    }
+
+    /// Where the time went since it was last cleared.
+    pub fn profile(&mut self) -> &mut Profile {
+        &mut self.profile
+    }
+
+    /// Tokens that [`Self::forward`] takes at most.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Runs `ids`, which follow the tokens that are in `kv` already, and leaves their keys and values there.
+    /// Answers logits, `tokens x vocab`, for the tokens that `wanted` names.
+    ///
+    /// # Errors
+    /// Where an id is beyond the vocabulary or the tokens do not fit the cache; `kv` is then as before.
+    ///
+    /// # Panics
+    /// If there are no ids or more than [`Self::batch`].
+    pub fn forward(
+        &mut self,
+        ids: &[u32],
+        kv: &mut KvCache,
+        wanted: LogitsFor,
+        trace: Option<&mut RouterTrace>,
+    ) -> Result<&[f32]> {
+        self.pass(ids, kv, wanted, &[], trace)?;
+        Ok(&self.activations.logits)
+    }
+
+    /// As [`Self::forward`]; answers, for each token that `wanted` names, its `count` largest logits with their ids, the
+    /// largest first. Ids that are not `allowed` and logits that are not finite are left out. Of equal logits the lower
+    /// id comes first.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    ///
+    /// # Panics
+    /// As [`Self::forward`].
+    pub fn forward_top(
+        &mut self,
+        ids: &[u32],
+        kv: &mut KvCache,
+        wanted: LogitsFor,
+        count: usize,
+        allowed: &(dyn Fn(u32) -> bool + Sync),
+    ) -> Result<Vec<Vec<(f32, u32)>>> {
+        let tokens = wanted.tokens(ids.len());
+        let largest: Vec<_> = tokens.map(|_| Largest::new(count, allowed)).collect();
+        self.pass(ids, kv, wanted, &largest, None)?;
+        Ok(largest.into_iter().map(Largest::into_sorted).collect())
+    }
+
+    /// One forward pass, in one turn with the team. Leaves logits among the activations.
+    fn pass(
+        &mut self,
+        ids: &[u32],
+        kv: &mut KvCache,
+        wanted: LogitsFor,
+        largest: &[Largest<'_>],
+        trace: Option<&mut RouterTrace>,
+    ) -> Result<()> {
+        assert!((1..=self.batch).contains(&ids.len()), "{} tokens in one batch", ids.len());
+        let config = self.model.config();
+        check_ids(ids, config.vocab_size)?;
+        let batch = Batch { ids, start: kv.len(), wanted: wanted.tokens(ids.len()) };
+        self.rope.extend_table(batch.end());
+        self.activations.resize(&self.memory, config, ids.len(), batch.wanted.len())?;
+        let mut pass = Pass {
+            cpu: &self.cpu,
+            igpu: self.igpu.as_mut(),
+            model: &self.model,
+            rope: &self.rope,
+            activations: &mut self.activations,
+            input: &mut self.input,
+            profile: &mut self.profile,
+            kv,
+            largest,
+            trace,
+            batch,
+        };
+        let plan = self.planner.plan(ids.len(), pass.batch.end());
+        self.cpu.team().in_turn(self.threads.for_tokens(ids.len()), || pass.run(plan))
+    }
+}
+
+/// Whether all ids are below the vocabulary's size.
+pub(crate) fn check_ids(ids: &[u32], vocab_size: usize) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= vocab_size) {
+        Some(&id) => Err(RuntimeError::TokenId { id, vocab_size }),
+        None => Ok(()),
+    }
+}

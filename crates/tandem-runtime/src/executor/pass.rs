@@ -1,0 +1,97 @@
+//! One pass: a batch of tokens through all steps of a plan.
+
+use std::ops::Range;
+
+use tandem_cpu::Cpu;
+use tandem_cpu::ops::{Largest, Rope};
+use tandem_memory::KvCache;
+
+use super::activations::Activations;
+use super::cpu::CpuInput;
+use super::igpu::Igpu;
+use super::output::RouterTrace;
+use crate::error::Result;
+use crate::model::Model;
+use crate::plan::{Placement, Plan, Step};
+use crate::profile::{Operation, Profile};
+
+/// Tokens that go through the model together.
+pub(super) struct Batch<'a> {
+    pub(super) ids: &'a [u32],
+    /// Position of the first.
+    pub(super) start: usize,
+    /// Those whose logits are wanted.
+    pub(super) wanted: Range<usize>,
+}
+
+impl Batch<'_> {
+    /// The position after the last.
+    pub(super) fn end(&self) -> usize {
+        self.start + self.ids.len()
+    }
+}
+
+/// What a pass works with.
+pub(super) struct Pass<'a> {
+    pub(super) cpu: &'a Cpu,
+    pub(super) igpu: Option<&'a mut Igpu>,
+    pub(super) model: &'a Model,
+    pub(super) rope: &'a Rope,
+    pub(super) activations: &'a mut Activations,
+    pub(super) input: &'a mut CpuInput,
+    pub(super) profile: &'a mut Profile,
+    pub(super) kv: &'a mut KvCache,
+    /// Where the largest logits of each wanted token go; empty where they are not asked for.
+    pub(super) largest: &'a [Largest<'a>],
+    pub(super) trace: Option<&'a mut RouterTrace>,
+    pub(super) batch: Batch<'a>,
+}
+
+impl Pass<'_> {
+    /// Computes all steps, but for the last ones where no logits are wanted.
+    pub(super) fn run(&mut self, plan: &Plan) -> Result<()> {
+        self.profile.begin();
+        if plan.uses_igpu() {
+            self.activations.ids.copy_from_slice(self.batch.ids);
+            self.rope.write_angles(self.batch.start, &mut self.activations.angles);
+        }
+        let wanted = !self.batch.wanted.is_empty();
+        let steps: Vec<Step> = plan
+            .steps()
+            .take_while(|step| wanted || step.operation != Operation::FinalLayernorm)
+            .map(|step| Step { placement: self.placement(step), ..step })
+            .collect();
+        let mut rest = &steps[..];
+        while let Some(&step) = rest.first() {
+            let count = match step.placement {
+                Placement::Cpu => self.on_cpu(step).map(|()| 1)?,
+                Placement::Split(_) => self.on_cpu(step).map(|()| 1)?,
+                Placement::Igpu => {
+                    let run = self.run_length(rest);
+                    self.on_igpu(&rest[..run])?;
+                    run
+                }
+            };
+            rest = &rest[count..];
+        }
+        Ok(())
+    }
+
+    /// What computes a step: where the plan says, unless the GPU does not compute such.
+    fn placement(&self, step: Step) -> Placement {
+        let refused = |igpu: &Igpu| igpu.refusal(step.operation, self.kv.kind()).is_some();
+        match step.placement {
+            _ if self.igpu.as_deref().is_none_or(refused) => Placement::Cpu,
+            placement => placement,
+        }
+    }
+
+    /// How many steps from the first on are the GPU's. What the router decided must be listened to before it is
+    /// overwritten.
+    fn run_length(&self, steps: &[Step]) -> usize {
+        let cut =
+            |step: &Step| self.trace.is_some() && step.operation == Operation::ExpertSelection;
+        let run = steps.iter().take_while(|step| step.placement == Placement::Igpu).count();
+        steps[..run].iter().position(cut).map_or(run, |selection| selection + 1)
+    }
+}

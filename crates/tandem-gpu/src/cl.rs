@@ -74,8 +74,6 @@ unsafe impl Sync for Event {}
 unsafe impl Sync for Buffer {}
 // SAFETY: as for contexts; a queue takes commands from any thread.
 unsafe impl Sync for Queue {}
-// SAFETY: as for contexts; events are asked and waited for.
-unsafe impl Sync for Event {}
 
 impl Context {
     pub(crate) fn new(device: cl_device_id) -> Result<Self> {

@@ -37,6 +37,16 @@ impl Path {
         }
     }
 
+    /// Work-items that a compute unit has at a time: OpenCL cannot be asked. Devices with subgroups that a kernel can
+    /// ask for are Intel's, whose unit is 8 threads of 16 lanes; of others, units are as large as NVIDIA's, where
+    /// there are any.
+    pub(crate) const fn items_of_unit(self) -> usize {
+        match self {
+            Self::Dot | Self::Subgroup => 128,
+            Self::Portable => 2048,
+        }
+    }
+
     /// Whether a device has what it takes.
     pub fn runs_on(self, device: &DeviceInfo) -> bool {
         let subgroups = device.subgroup_sizes.contains(&LANES) && device.opencl_c >= (2, 0);

@@ -50,7 +50,7 @@ fn layer_norm(bench: &Bench, tokens: usize) -> Result<f64> {
     let gpu = &bench.gpu;
     let (x, weight) = (ones(gpu, tokens * HIDDEN)?, ones(gpu, HIDDEN)?);
     let mut out = gpu.zeros(tokens * HIDDEN)?;
-    let times = time(gpu, bench.rounds, "layer_norm", || {
+    let times = time(gpu, bench.rounds, &["layer_norm"], || {
         gpu.scope(|scope| {
             let (x, weight, out) = (scope.vec(&x)?, scope.vec(&weight)?, scope.vec_mut(&mut out)?);
             (0..LAUNCHES).try_for_each(|_| ops::layer_norm(scope, &x, &weight, &weight, 1e-5, &out))
@@ -63,7 +63,7 @@ fn quantize(bench: &Bench, tokens: usize) -> Result<f64> {
     let gpu = &bench.gpu;
     let x = ones(gpu, tokens * HIDDEN)?;
     let mut room = QuantizedVec::new(gpu, x.len(), Precision::Bits8)?;
-    let times = time(gpu, bench.rounds, "quantize", || {
+    let times = time(gpu, bench.rounds, &["quantize"], || {
         gpu.scope(|scope| {
             let x = scope.vec(&x)?;
             let quantized = room.fill(scope, &x, HIDDEN, Precision::Bits8)?;
@@ -104,7 +104,7 @@ impl Layer {
 fn rope(bench: &Bench, tokens: usize) -> Result<f64> {
     let gpu = &bench.gpu;
     let mut layer = Layer::new(gpu, tokens)?;
-    let times = time(gpu, bench.rounds, "rope_kv", || {
+    let times = time(gpu, bench.rounds, &["rope_kv"], || {
         gpu.scope(|scope| {
             let (keys, values) =
                 (scope.vec_mut(&mut layer.keys)?, scope.vec_mut(&mut layer.values)?);
@@ -120,7 +120,7 @@ fn rope(bench: &Bench, tokens: usize) -> Result<f64> {
 fn attention(bench: &Bench, tokens: usize) -> Result<f64> {
     let gpu = &bench.gpu;
     let mut layer = Layer::new(gpu, tokens)?;
-    let times = time(gpu, bench.rounds, "attention", || {
+    let times = time(gpu, bench.rounds, &["attention"], || {
         gpu.scope(|scope| {
             let (keys, values) =
                 (scope.vec_mut(&mut layer.keys)?, scope.vec_mut(&mut layer.values)?);
@@ -137,7 +137,7 @@ fn router(bench: &Bench, tokens: usize) -> Result<f64> {
     let gpu = &bench.gpu;
     let logits = ones(gpu, tokens * N_EXPERTS)?;
     let (mut chosen, mut shares) = (gpu.zeros(2 * tokens)?, gpu.zeros(2 * tokens)?);
-    let times = time(gpu, bench.rounds, "sparsemixer", || {
+    let times = time(gpu, bench.rounds, &["sparsemixer"], || {
         gpu.scope(|scope| {
             let logits = scope.vec(&logits)?;
             let (chosen, shares) = (scope.vec_mut(&mut chosen)?, scope.vec_mut(&mut shares)?);
@@ -159,7 +159,7 @@ fn grouping(bench: &Bench, tokens: usize) -> Result<f64> {
     let gpu = &bench.gpu;
     let (chosen, shares) = choices(gpu, tokens)?;
     let mut room = UsesVec::new(gpu, N_EXPERTS, tokens)?;
-    let times = time(gpu, bench.rounds, "group_experts", || {
+    let times = time(gpu, bench.rounds, &["group_experts"], || {
         gpu.scope(|scope| {
             let (uses, chosen) = (room.lend(scope, tokens)?, scope.vec(&chosen)?);
             let shares = scope.vec(&shares)?;
@@ -174,7 +174,7 @@ fn gather(bench: &Bench, tokens: usize) -> Result<f64> {
     let (chosen, shares) = choices(gpu, tokens)?;
     let mut room = UsesVec::new(gpu, N_EXPERTS, tokens)?;
     let (results, mut x) = (ones(gpu, 2 * tokens * HIDDEN)?, gpu.zeros(tokens * HIDDEN)?);
-    let times = time(gpu, bench.rounds, "gather", || {
+    let times = time(gpu, bench.rounds, &["gather"], || {
         gpu.scope(|scope| {
             let uses = room.lend(scope, tokens)?;
             uses.group(scope, &scope.vec(&chosen)?, &scope.vec(&shares)?)?;
@@ -189,7 +189,7 @@ fn argmax(bench: &Bench, tokens: usize) -> Result<f64> {
     let gpu = &bench.gpu;
     let logits = ones(gpu, tokens * VOCABULARY)?;
     let mut best = gpu.zeros(tokens)?;
-    let times = time(gpu, bench.rounds, "argmax", || {
+    let times = time(gpu, bench.rounds, &["argmax"], || {
         gpu.scope(|scope| {
             let (logits, best) = (scope.vec(&logits)?, scope.vec_mut(&mut best)?);
             (0..LAUNCHES).try_for_each(|_| ops::argmax(scope, &logits, VOCABULARY, &best))

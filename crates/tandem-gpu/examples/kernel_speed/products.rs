@@ -116,8 +116,8 @@ pub(crate) fn packed(
     let product = Product { name, encoding, rows, cols, tokens, bytes, vectors: tokens };
     let places = product.places(bytes, bench.weights.len());
     let Room { x, mut quantized, mut out } = Room::new(bench, tokens, cols, tokens * rows)?;
-    let kernel = if tokens <= 8 { "matvec" } else { "matmul" };
-    let times = time(&bench.gpu, bench.rounds, kernel, || {
+    let kernels = ["matvec", "matmul"];
+    let times = time(&bench.gpu, bench.rounds, &kernels, || {
         bench.gpu.scope(|scope| {
             let x = quantized.fill(scope, &scope.vec(&x)?, cols, Precision::Bits8)?;
             let (all, out) = (scope.vec(&bench.weights)?, scope.vec_mut(&mut out)?);
@@ -156,7 +156,7 @@ pub(crate) fn experts(
     let starts: Vec<u64> = (0..N_EXPERTS).map(|expert| (expert * each) as u64).collect();
     let starts = ExpertStarts::new(&bench.gpu, &starts)?;
     let mut room = UsesVec::new(&bench.gpu, N_EXPERTS, tokens)?;
-    let times = time(&bench.gpu, bench.rounds, "experts", || {
+    let times = time(&bench.gpu, bench.rounds, &["experts"], || {
         bench.gpu.scope(|scope| {
             let grouped = room.lend(scope, tokens)?;
             grouped.group(scope, &scope.vec(&chosen)?, &scope.vec(&shares)?)?;
@@ -186,7 +186,7 @@ pub(crate) fn rows(
     let product = Product { name, encoding, rows, cols, tokens, bytes, vectors: tokens };
     let places = product.places(bytes, bench.weights.len());
     let Room { x, mut out, .. } = Room::new(bench, tokens, cols, tokens * rows)?;
-    let times = time(&bench.gpu, bench.rounds, "matvec_rows", || {
+    let times = time(&bench.gpu, bench.rounds, &["matvec_rows"], || {
         bench.gpu.scope(|scope| {
             let x = scope.vec(&x)?;
             let (all, out) = (scope.vec(&bench.weights)?, scope.vec_mut(&mut out)?);

@@ -13,11 +13,11 @@ pub(crate) struct Times {
     pub(crate) in_a_row: f64,
 }
 
-/// Times the launches of kernel `name` that `round` makes within one scope, in so many rounds after one that compiles.
+/// Times the launches of the kernels named that `round` makes within one scope, in so many rounds after one that compiles.
 pub(crate) fn time(
     gpu: &Gpu,
     rounds: usize,
-    name: &str,
+    names: &[&str],
     mut round: impl FnMut() -> Result<()>,
 ) -> Result<Times> {
     round()?;
@@ -29,7 +29,9 @@ pub(crate) fn time(
         let elapsed = started.elapsed().as_secs_f64();
         let times = gpu.take_times()?;
         let before = kernels.len();
-        kernels.extend(times.iter().filter(|(kernel, _)| *kernel == name).map(|(_, time)| *time));
+        kernels.extend(
+            times.iter().filter(|(kernel, _)| names.contains(kernel)).map(|(_, time)| *time),
+        );
         in_a_row = in_a_row.min(elapsed / (kernels.len() - before) as f64);
     }
     gpu.record_times(false);
@@ -41,7 +43,7 @@ pub(crate) fn time(
 pub(crate) fn empty_launch(gpu: &Gpu) -> Result<f64> {
     let up = gpu.zeros::<f32>(1)?;
     let mut gate = gpu.zeros::<f32>(1)?;
-    let times = time(gpu, 5, "silu_mul", || {
+    let times = time(gpu, 5, &["silu_mul"], || {
         gpu.scope(|scope| {
             let (up, gate) = (scope.vec(&up)?, scope.vec_mut(&mut gate)?);
             (0..1000).try_for_each(|_| ops::silu_mul(scope, &gate, &up))

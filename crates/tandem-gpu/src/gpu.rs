@@ -41,7 +41,7 @@ pub struct Gpu {
     launches: Cell<usize>,
     waits: Cell<usize>,
     faults: Faults,
-    queue: Queue,
+    queue: Arc<Queue>,
     memory: SharedMemory,
     cache: Option<ProgramCache>,
     device: Device,
@@ -94,7 +94,7 @@ impl Gpu {
             return Err(GpuError::Missing { device: info.full_name(), what });
         }
         let context = Arc::new(Context::new(device.id)?);
-        let queue = Queue::new(&context, device.id)?;
+        let queue = Arc::new(Queue::new(&context, device.id)?);
         let memory = SharedMemory::new(&device, Arc::clone(&context), options.sharing);
         Ok(Self {
             kernels: RefCell::default(),
@@ -126,6 +126,16 @@ impl Gpu {
     /// Memory that it shares with the CPU.
     pub fn memory(&self) -> &SharedMemory {
         &self.memory
+    }
+
+    /// What its memory and queues belong to.
+    pub(crate) fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// The queue of its kernels.
+    pub(crate) fn queue(&self) -> &Arc<Queue> {
+        &self.queue
     }
 
     /// Kernels that were launched so far.
@@ -436,6 +446,12 @@ impl<'scope> Region<'scope, u8> {
 }
 
 impl<T: Element> Region<'_, T> {
+    /// The first `len` numbers of a buffer of the device's own. Whoever makes it answers for the buffer's owner being
+    /// borrowed for the scope, and for the numbers being there.
+    pub(crate) fn of_buffer(buffer: &Arc<Buffer>, len: usize) -> Self {
+        Self { place: Place::Buffer(Arc::clone(buffer), 0), len, lent: PhantomData }
+    }
+
     /// How many numbers there are.
     pub fn len(&self) -> usize {
         self.len

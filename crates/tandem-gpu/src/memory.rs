@@ -144,14 +144,20 @@ impl SharedMemory {
         }
         let (pages, buffer) = match (self.0.sharing, self.0.usm) {
             (Sharing::UsmHost, Some(usm)) => {
-                let bytes =
-                    len.max(1).checked_next_multiple_of(PAGE).ok_or(AllocError::TooLarge(len))?;
-                let start = usm
-                    .alloc_host(&self.0.context, bytes, PAGE as u32)
+                let bytes = len.max(1).checked_next_multiple_of(PAGE);
+                // PoCL 5 gives less alignment than it is asked for: with a page more there are whole ones within.
+                let (bytes, more) = bytes
+                    .and_then(|bytes| Some((bytes, bytes.checked_add(PAGE)?)))
+                    .ok_or(AllocError::TooLarge(len))?;
+                let block = usm
+                    .alloc_host(&self.0.context, more, PAGE as u32)
                     .map_err(|error| refused(&error))?;
-                // SAFETY: the driver has just given us so many bytes, writable.
+                let skip = block.addr().get().next_multiple_of(PAGE) - block.addr().get();
+                // SAFETY: the driver has given us a page more than `bytes`, writable, and `skip` is less than one.
+                let start = unsafe { block.add(skip) };
+                // SAFETY: as above.
                 unsafe { start.write_bytes(0, bytes) };
-                (Pages::Driver { usm, start, bytes }, None)
+                (Pages::Driver { usm, block, start, bytes }, None)
             }
             (Sharing::HostPointer, _) => {
                 let own = AlignedBuffer::zeroed(len)?;
@@ -194,8 +200,8 @@ struct Lent {
 
 #[derive(Debug)]
 enum Pages {
-    /// The driver's.
-    Driver { usm: Usm, start: NonNull<u8>, bytes: usize },
+    /// The driver's: whole pages within what it calls its block.
+    Driver { usm: Usm, block: NonNull<u8>, start: NonNull<u8>, bytes: usize },
     /// Ours.
     Own(AlignedBuffer),
 }
@@ -232,9 +238,9 @@ impl Drop for Lent {
     fn drop(&mut self) {
         // With its entry goes the buffer over our pages, before the pages themselves.
         self.shared.allocations().remove(&self.start().addr().get());
-        if let Pages::Driver { usm, start, .. } = &self.pages {
+        if let Pages::Driver { usm, block, .. } = &self.pages {
             // SAFETY: the memory is from this context's `alloc_host`, and its owner is gone.
-            unsafe { usm.free(&self.shared.context, *start) };
+            unsafe { usm.free(&self.shared.context, *block) };
         }
     }
 }

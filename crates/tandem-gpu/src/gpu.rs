@@ -26,8 +26,9 @@ use crate::program::{ProgramCache, Source, build};
 
 /// How long a wait asks the device again and again before it sleeps: waking up takes longer than many a kernel.
 const POLLING: Duration = Duration::from_micros(100);
-/// How long a device may take for what it was given. Nothing that is sensible takes that long.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a device may take for what it was given. Nothing that is sensible takes that long, and time counts in which
+/// the program itself was stopped.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A device in use.
 #[derive(Debug)]

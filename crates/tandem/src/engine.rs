@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tandem_cpu::Cpu;
+use tandem_gpu::Gpu;
+use tandem_memory::{Allocator, Packing, SystemMemory};
 use tandem_model::chat::{ChatTemplate, Message};
 use tandem_model::{Checkpoint, Text};
 use tandem_runtime::{Executor, Model, Request, Session};
 
-use crate::options::{ComputeOptions, GenerateOptions, ModelOption};
+use crate::options::{ComputeOptions, GenerateOptions, ModelOption, PlacementOptions};
+use crate::placement::{self, Placing};
 use crate::{demo, progress, threads};
 
 /// A loaded model with one text in progress.
@@ -19,18 +22,28 @@ pub(crate) struct Engine {
     pub(crate) text: Text,
     pub(crate) executor: Executor,
     pub(crate) session: Session,
+    placing: Placing,
     pub(crate) load_time: Duration,
 }
 
 impl Engine {
     /// Finds, checks and loads the model.
-    pub(crate) fn load(model: &ModelOption, compute: &ComputeOptions) -> anyhow::Result<Self> {
+    pub(crate) fn load(
+        model: &ModelOption,
+        compute: &ComputeOptions,
+        place: &PlacementOptions,
+    ) -> anyhow::Result<Self> {
         let started = Instant::now();
         let checkpoint = open(model.model.as_deref(), compute)?;
         let text = checkpoint.text()?;
-        let executor = executor(&checkpoint, compute)?;
+        let mut placing = Placing::new(&checkpoint, compute, place)?;
+        let executor = executor(&checkpoint, compute, &mut placing)?;
         let session = session(&checkpoint, &executor, compute)?;
-        Ok(Self { checkpoint, text, executor, session, load_time: started.elapsed() })
+        if place.explain {
+            note!("{}", placement::explain(&placing));
+        }
+        let load_time = started.elapsed();
+        Ok(Self { checkpoint, text, executor, session, placing, load_time })
     }
 
     /// What to generate, with the model's own stop ids.
@@ -60,15 +73,17 @@ impl Engine {
         })
     }
 
-    /// One line for the user: what runs where.
+    /// One line for the user: what runs where, and why.
     pub(crate) fn describe(&self) -> String {
+        let path = self.checkpoint.path();
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        let gpu =
+            self.executor.gpu().map(|gpu| format!(" and {}", gpu.device().info().full_name()));
         format!(
-            "{} on the CPU with {} (this version does not use a GPU yet)",
-            self.checkpoint.path().file_name().map_or_else(
-                || self.checkpoint.path().display().to_string(),
-                |name| name.to_string_lossy().into_owned()
-            ),
+            "{name} on the CPU with {}{} ({})",
             threads::describe(&self.executor),
+            gpu.unwrap_or_default(),
+            self.placing.why
         )
     }
 }
@@ -82,21 +97,56 @@ pub(crate) fn open(model: Option<&str>, compute: &ComputeOptions) -> anyhow::Res
     Ok(checkpoint)
 }
 
-/// Loads the weights, with a progress bar, and starts the threads.
+/// Loads the weights, with a progress bar, and starts the threads. Where a GPU is to take part and cannot, that is noted,
+/// and the CPU computes everything.
 pub(crate) fn executor(
     checkpoint: &Checkpoint,
     compute: &ComputeOptions,
+    placing: &mut Placing,
 ) -> anyhow::Result<Executor> {
     let threads = threads::counts(compute);
-    let bar = progress::bytes(checkpoint.summary().total().bytes, "loading");
-    let model = Model::load(checkpoint, threads.team_size(), &|bytes| bar.inc(bytes))?;
-    bar.finish_and_clear();
+    let (model, gpu) = load(checkpoint, threads.team_size(), placing)?;
     let team = threads::team(threads, compute.pin)?;
-    let cpu = match compute.isa {
-        Some(isa) => Cpu::with_isa(team, isa).context("--isa")?,
-        None => Cpu::new(team),
+    let cpu = || match compute.isa {
+        Some(isa) => Cpu::with_isa(Arc::clone(&team), isa).context("--isa"),
+        None => Ok(Cpu::new(Arc::clone(&team))),
     };
-    Ok(Executor::with_cpu(Arc::new(model), cpu, threads, compute.batch))
+    if gpu.is_some() {
+        let planner = placing.planner(checkpoint);
+        let model = Arc::clone(&model);
+        match Executor::with_devices(model, cpu()?, threads, compute.batch, gpu, planner) {
+            Ok(executor) => return Ok(executor),
+            Err(error) => placing.give_up(&error.to_string()),
+        }
+    }
+    if let Some(reason) = &placing.missing {
+        note!("{}", placement::without_gpu(reason));
+    }
+    Ok(Executor::with_cpu(model, cpu()?, threads, compute.batch))
+}
+
+/// The weights, and the GPU that uses them where they are, if one takes part.
+fn load(
+    checkpoint: &Checkpoint,
+    threads: usize,
+    placing: &mut Placing,
+) -> anyhow::Result<(Arc<Model>, Option<Gpu>)> {
+    let bytes = checkpoint.summary().total().bytes;
+    let load_in = |memory: &dyn Allocator| {
+        let bar = progress::bytes(bytes, "loading");
+        let packing = Packing::Packed;
+        let model = Model::load_in(memory, checkpoint, packing, threads, &|bytes| bar.inc(bytes));
+        bar.finish_and_clear();
+        model.map(Arc::new)
+    };
+    if let Some(gpu) = placing.open_gpu() {
+        match load_in(gpu.memory()) {
+            Ok(model) => return Ok((model, Some(gpu))),
+            // Whatever is wrong with the files is wrong with other memory too.
+            Err(error) => placing.give_up(&error.to_string()),
+        }
+    }
+    Ok((load_in(&SystemMemory)?, None))
 }
 
 /// An empty text with the context the options ask for.

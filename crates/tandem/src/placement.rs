@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 use tandem_cpu::Isa;
-use tandem_gpu::{Device, find_device};
+use tandem_gpu::{Device, Gpu, GpuOptions, ProgramCache, find_device};
 use tandem_memory::KvType;
 use tandem_model::Checkpoint;
 use tandem_runtime::Operation;
@@ -14,7 +14,7 @@ use tandem_runtime::calibrate::{Calibration, Choices, Identity, Point, verdicts}
 use tandem_runtime::partition::{Decision, Partition, Wanted};
 use tandem_runtime::plan::{PassSize, Planner};
 
-use crate::options::{ComputeOptions, PlacementChoice};
+use crate::options::{ComputeOptions, PlacementChoice, PlacementOptions};
 use crate::threads;
 
 /// Where a model is to be computed, and why there.
@@ -32,8 +32,11 @@ pub(crate) struct Placing {
 
 impl Placing {
     /// Reads what the options name.
-    pub(crate) fn new(checkpoint: &Checkpoint, compute: &ComputeOptions) -> anyhow::Result<Self> {
-        let place = &compute.place;
+    pub(crate) fn new(
+        checkpoint: &Checkpoint,
+        compute: &ComputeOptions,
+        place: &PlacementOptions,
+    ) -> anyhow::Result<Self> {
         match (&place.config, place.placement) {
             (Some(path), _) => {
                 let partition = read(path, checkpoint)?;
@@ -122,6 +125,25 @@ impl Placing {
         self.calibration = Some(calibration);
     }
 
+    /// Opens the GPU, where it is to take part and can.
+    pub(crate) fn open_gpu(&mut self) -> Option<Gpu> {
+        let device = self.device.clone()?;
+        let options = GpuOptions { cache: ProgramCache::of_user(), ..GpuOptions::default() };
+        match Gpu::open(device, options) {
+            Ok(gpu) => Some(gpu),
+            Err(error) => {
+                self.give_up(&error.to_string());
+                None
+            }
+        }
+    }
+
+    /// The GPU does not work after all.
+    pub(crate) fn give_up(&mut self, reason: &str) {
+        self.device = None;
+        self.missing = Some(reason.to_owned());
+    }
+
     /// The plans, as if there was a GPU where one is missing.
     pub(crate) fn planner(&self, checkpoint: &Checkpoint) -> Planner {
         self.partition.planner(checkpoint.config(), self.choices.as_ref())
@@ -177,7 +199,7 @@ impl Memory {
 
 /// The device that the options name, if the model fits it and its limit.
 fn find(compute: &ComputeOptions, memory: Memory, limit: Option<u64>) -> Result<Device, String> {
-    let choice = compute.place.device.choice();
+    let choice = compute.device.choice();
     let device =
         find_device(&choice, memory.all, memory.weights).map_err(|error| error.to_string())?;
     match limit {

@@ -4,8 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use tandem_model::PhimoeConfig;
 
 use crate::partition::{Partition, Wanted};
+use crate::plan::Planner;
 
 /// A way to compute whole passes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,6 +37,11 @@ impl Candidate {
             Self::Usual => Partition::default(),
             Self::Split(ratio) => Partition::everything(Wanted::Split(Some(ratio))),
         }
+    }
+
+    /// The plans that it stands for.
+    pub(super) fn planner(self, config: &PhimoeConfig) -> Planner {
+        self.partition().planner(config, None)
     }
 }
 

@@ -15,7 +15,8 @@ use tandem_model::Checkpoint;
 use tandem_runtime::bench::{self, Test, Work, median};
 use tandem_runtime::{Executor, Session};
 
-use crate::options::{ComputeOptions, ModelOption};
+use crate::options::{ComputeOptions, ModelOption, PlacementOptions};
+use crate::placement::Placing;
 use crate::{engine, progress, threads};
 
 /// Measure how fast a model runs, as llama-bench does, and what share of the memory's bandwidth it uses
@@ -81,6 +82,9 @@ pub(crate) struct BenchArgs {
 
     #[command(flatten)]
     compute: ComputeOptions,
+
+    #[command(flatten)]
+    place: PlacementOptions,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -112,7 +116,8 @@ struct Row {
 
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let checkpoint = engine::open(args.model.model.as_deref(), &args.compute)?;
-    let mut executor = engine::executor(&checkpoint, &args.compute)?;
+    let mut placing = Placing::new(&checkpoint, &args.compute, &args.place)?;
+    let mut executor = engine::executor(&checkpoint, &args.compute, &mut placing)?;
     let mut session = engine::session(&checkpoint, &executor, &args.compute)?;
     if args.stdin {
         return stdin::serve(&checkpoint, &mut executor, &mut session);

@@ -104,8 +104,10 @@ impl Operation {
 /// What an operation has cost so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
-    /// Time.
+    /// Time that the CPU worked, or handed work to another device.
     pub time: Duration,
+    /// Time that it waited for another device.
+    pub waiting: Duration,
     /// Bytes of weights, or of keys and values, that had to be read from memory.
     pub bytes: u64,
     /// Additions and multiplications with them.
@@ -133,7 +135,7 @@ impl Profile {
 
     /// Time of all operations.
     pub fn total_time(&self) -> Duration {
-        self.costs.iter().map(|cost| cost.time).sum()
+        self.costs.iter().map(|cost| cost.time + cost.waiting).sum()
     }
 
     /// Forgets all costs.
@@ -149,6 +151,13 @@ impl Profile {
     /// `operation` has taken the time since the last call.
     pub(crate) fn lap(&mut self, operation: Operation) {
         self.lap_with(operation, 0, 0);
+    }
+
+    /// `operation` has made the CPU wait for another device since the last call.
+    pub(crate) fn waited(&mut self, operation: Operation) {
+        let now = Instant::now();
+        self.costs[operation as usize].waiting += now - self.mark;
+        self.mark = now;
     }
 
     /// As [`Self::lap`], of products.

@@ -8,6 +8,7 @@
 //! writes lies in [`activations`]; `cpu/` has the operations as the CPU computes them.
 
 mod activations;
+mod both;
 mod cpu;
 mod igpu;
 mod output;
@@ -53,6 +54,8 @@ pub struct Executor {
     batch: usize,
     memory: Memory,
     activations: Activations,
+    /// Room for results of two devices, where there are two.
+    parts: Activation<f32>,
     input: CpuInput,
     profile: Profile,
 }
@@ -118,6 +121,7 @@ impl Executor {
             batch: batch.max(1),
             memory,
             activations: Activations::default(),
+            parts: Activation::default(),
             input: CpuInput::default(),
             profile: Profile::default(),
             model,
@@ -252,12 +256,16 @@ impl Executor {
         let batch = Batch { ids, start: kv.len(), wanted: wanted.tokens(ids.len()) };
         self.rope.extend_table(batch.end());
         self.activations.resize(&self.memory, config, ids.len(), batch.wanted.len())?;
+        if self.igpu.is_some() {
+            self.parts.resize(&self.memory, batch.largest_parts(config))?;
+        }
         let mut pass = Pass {
             cpu: &self.cpu,
             igpu: self.igpu.as_mut(),
             model: &self.model,
             rope: &self.rope,
             activations: &mut self.activations,
+            parts: &mut self.parts,
             input: &mut self.input,
             profile: &mut self.profile,
             kv,

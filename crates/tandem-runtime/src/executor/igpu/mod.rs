@@ -4,11 +4,12 @@
 //! a run of steps costs one wait, and a pass that is all on the GPU costs one.
 
 mod lent;
+mod products;
 mod steps;
 mod weights;
 
 use tandem_gpu::ops::{self, Heads, Precision, QuantizedVec};
-use tandem_gpu::{Gpu, GpuVec};
+use tandem_gpu::{Gpu, GpuVec, Scope};
 use tandem_memory::{KvCache, KvType};
 use tandem_model::PhimoeConfig;
 use tandem_model::config::EXPERTS_PER_TOKEN;
@@ -19,8 +20,10 @@ use crate::model::Model;
 use crate::plan::Step;
 use crate::profile::Operation;
 use lent::Lent;
+pub(super) use products::Products;
 use steps::Enqueue;
 use weights::{DeviceWeights, missing_kernels};
+pub(super) use weights::{Expert, of_layer};
 
 /// A GPU, with what it keeps between passes.
 pub(super) struct Igpu {
@@ -67,6 +70,25 @@ impl Igpu {
         &self.gpu
     }
 
+    /// Lends weights for products that `work` enqueues, and waits for them at the end.
+    ///
+    /// # Errors
+    /// Those of `work`, and those of waiting.
+    pub(super) fn products<'env, T>(
+        &'env mut self,
+        model: &'env Model,
+        work: impl for<'scope> FnOnce(
+            &'scope Scope<'scope, 'env>,
+            Products<'scope, 'env>,
+        ) -> tandem_gpu::Result<T>,
+    ) -> tandem_gpu::Result<T> {
+        let Self { gpu, weights, room, .. } = self;
+        gpu.scope(|scope| {
+            let (weights, room) = (weights.lend(scope, model)?, room.quantized.lend(scope)?);
+            work(scope, Products::new(scope, weights, room))
+        })
+    }
+
     /// Why the GPU does not compute an operation with such a cache; none where it does.
     pub(super) fn refusal(&self, operation: Operation, kv: KvType) -> Option<&str> {
         if operation == Operation::AttentionCompute && kv == KvType::Q8_0 {
@@ -101,17 +123,23 @@ impl Pass<'_> {
         room.fit(gpu, model.config(), self.kv)?;
         let (kv, activations) = (&mut *self.kv, &mut *self.activations);
         gpu.scope(|scope| {
-            let weights = weights.lend(scope, model)?;
-            let lent = Lent::new(scope, activations, room, kv)?;
-            let mut enqueue = Enqueue::new(scope, model.config(), weights, lent, batch);
+            let Room { quantized, spans, .. } = room;
+            let products =
+                Products::new(scope, weights.lend(scope, model)?, quantized.lend(scope)?);
+            let lent = Lent::new(scope, activations, spans, kv)?;
+            let mut enqueue = Enqueue::new(scope, model.config(), products, lent, batch);
             steps.iter().try_for_each(|&step| enqueue.step(step))
         })?;
         self.input.clear();
         for step in steps {
             self.profile.lap(step.operation);
         }
-        if let Some(Step { operation: Operation::ExpertSelection, layer, .. }) = steps.last() {
-            self.record_choices(usize::from(layer.unwrap_or_default()));
+        match steps.last() {
+            Some(Step { operation: Operation::ExpertSelection, layer, .. }) => {
+                self.record_choices(usize::from(layer.unwrap_or_default()));
+            }
+            Some(Step { operation: Operation::LmHead, .. }) => self.offer_best(),
+            _ => {}
         }
         Ok(())
     }

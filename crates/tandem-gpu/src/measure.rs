@@ -81,7 +81,9 @@ pub fn hand_off(gpu: &Gpu) -> Result<f64> {
     let mut seconds = Vec::with_capacity(HAND_OFFS);
     for _ in 0..HAND_OFFS {
         let started = Instant::now();
-        gpu.scope(|scope| launch_groups(scope, "copy", &scope.vec(&from)?, &scope.vec_mut(&mut to)?, 1))?;
+        gpu.scope(|scope| {
+            launch_groups(scope, "copy", &scope.vec(&from)?, &scope.vec_mut(&mut to)?, 1)
+        })?;
         seconds.push(started.elapsed().as_secs_f64());
     }
     seconds.sort_by(f64::total_cmp);

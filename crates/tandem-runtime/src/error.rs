@@ -40,6 +40,9 @@ pub enum RuntimeError {
         /// Its value.
         found: f32,
     },
+    /// The executor has no GPU.
+    #[error("there is no GPU to measure")]
+    NoGpu,
     /// There is nothing to continue.
     #[error("the prompt is empty: the model needs at least one token to continue from")]
     EmptyPrompt,

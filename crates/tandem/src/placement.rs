@@ -108,6 +108,17 @@ impl Placing {
         }
     }
 
+    /// Everything on the GPU, to be placed otherwise later.
+    pub(crate) fn with_gpu(checkpoint: &Checkpoint, compute: &ComputeOptions) -> Self {
+        let mut placing = Self::cpu("to measure".to_owned());
+        placing.partition = Partition::everything(Wanted::Igpu);
+        match find(compute, Memory::of(checkpoint, compute), None) {
+            Ok(device) => placing.device = Some(device),
+            Err(reason) => placing.missing = Some(reason),
+        }
+        placing
+    }
+
     /// Everything on the CPU.
     fn cpu(why: String) -> Self {
         Self {

@@ -151,7 +151,8 @@ impl Course<'_> {
             self.time(candidate)?;
         }
         for round in 0..rounds {
-            let mut turn: Vec<_> = candidates.iter().copied().filter(|c| !self.is_hopeless(*c)).collect();
+            let mut turn: Vec<_> =
+                candidates.iter().copied().filter(|c| !self.is_hopeless(*c)).collect();
             if round % 2 == 1 {
                 turn.reverse();
             }
@@ -170,9 +171,6 @@ impl Course<'_> {
     fn time(&mut self, candidate: Candidate) -> Result<f64> {
         self.executor.set_planner(candidate.planner(self.executor.model().config()));
         let time = self.prepared.time(self.executor, self.kv)?;
-        if let Some(failure) = self.executor.gpu_failure() {
-            return Err(RuntimeError::GpuFailed(failure.to_owned()));
-        }
         Ok(self.test.tokens() as f64 / time.as_secs_f64())
     }
 
@@ -189,16 +187,13 @@ impl Course<'_> {
         // To a hundredth: that is what names show.
         let near = near.map(|ratio| Candidate::Split((ratio * 100.0).round() / 100.0));
         let tried = |candidate: &Candidate| self.all.iter().any(|r| r.candidate == *candidate);
-        let inside = |candidate: &Candidate| {
-            matches!(candidate, Candidate::Split(ratio) if (0.0..=1.0).contains(ratio))
-        };
+        let inside = |candidate: &Candidate| matches!(candidate, Candidate::Split(ratio) if (0.0..=1.0).contains(ratio));
         near.filter(|candidate| inside(candidate) && !tried(candidate)).collect()
     }
 
     /// The better device alone, and the fastest of the others.
     fn finalists(&self) -> Vec<Candidate> {
-        let single: Vec<_> =
-            self.all.iter().filter(|r| r.candidate.is_single()).cloned().collect();
+        let single: Vec<_> = self.all.iter().filter(|r| r.candidate.is_single()).cloned().collect();
         let together = self.all.iter().filter(|r| !r.candidate.is_single());
         let fastest = together.max_by(|a, b| a.median().total_cmp(&b.median()));
         choose(&single).into_iter().chain(fastest).map(|rates| rates.candidate).collect()

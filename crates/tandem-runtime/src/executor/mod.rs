@@ -133,6 +133,16 @@ impl Executor {
         self.igpu.as_ref().map(Igpu::gpu)
     }
 
+    /// The plans that passes follow.
+    pub fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    /// Follows other plans from now on.
+    pub fn set_planner(&mut self, planner: Planner) {
+        self.planner = planner;
+    }
+
     /// An empty KV cache with room for `capacity` tokens, in memory that every device uses.
     ///
     /// # Errors

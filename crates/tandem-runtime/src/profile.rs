@@ -108,10 +108,16 @@ pub struct Cost {
     pub time: Duration,
     /// Time that it waited for another device.
     pub waiting: Duration,
-    /// Bytes of weights, or of keys and values, that had to be read from memory.
+    /// Bytes of weights, or of keys and values, that the CPU had to read from memory.
     pub bytes: u64,
     /// Additions and multiplications with them.
     pub arithmetic: u64,
+    /// Time that kernels took on the GPU, by its own clock, where [that is recorded](crate::Executor::record_gpu_times).
+    pub gpu_time: Duration,
+    /// As `bytes`, by the GPU. Of experts that it chose itself as many as the tokens could choose at most.
+    pub gpu_bytes: u64,
+    /// As `arithmetic`, by the GPU.
+    pub gpu_arithmetic: u64,
 }
 
 /// Costs by operation, and the clock that measures them.
@@ -158,6 +164,18 @@ impl Profile {
         let now = Instant::now();
         self.costs[operation as usize].waiting += now - self.mark;
         self.mark = now;
+    }
+
+    /// The GPU was given what reads `bytes` and computes `arithmetic`.
+    pub(crate) fn given_to_gpu(&mut self, operation: Operation, bytes: usize, arithmetic: usize) {
+        let cost = &mut self.costs[operation as usize];
+        cost.gpu_bytes += bytes as u64;
+        cost.gpu_arithmetic += arithmetic as u64;
+    }
+
+    /// Kernels took so long on the GPU.
+    pub(crate) fn on_gpu(&mut self, operation: Operation, time: Duration) {
+        self.costs[operation as usize].gpu_time += time;
     }
 
     /// As [`Self::lap`], of products.

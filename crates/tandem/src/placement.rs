@@ -274,11 +274,11 @@ pub(crate) fn measurements(calibration: &Calibration) -> String {
         table.load_style(ASCII_MARKDOWN);
         table.set_header(["placement", "t/s", "verdict"]);
         for (rates, verdict) in point.rates.iter().zip(verdicts(&point.rates)) {
-            table.add_row([
-                rates.candidate.to_string(),
-                format!("{:.2} ± {:.2}", rates.median(), rates.spread()),
-                verdict.to_string(),
-            ]);
+            let rate = match rates.tokens_per_second[..] {
+                [once] => format!("{once:.2}"),
+                _ => format!("{:.2} ± {:.2}", rates.median(), rates.spread()),
+            };
+            table.add_row([rates.candidate.to_string(), rate, verdict.to_string()]);
         }
         if let Some(column) = table.column_mut(1) {
             column.set_cell_alignment(CellAlignment::Right);

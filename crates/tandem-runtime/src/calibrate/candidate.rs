@@ -29,6 +29,16 @@ impl Candidate {
         matches!(self, Self::Cpu | Self::Igpu)
     }
 
+    /// Where it stands in tables: what has no ratio first, then by ratio.
+    pub(super) fn order(self) -> f32 {
+        match self {
+            Self::Cpu => -3.0,
+            Self::Igpu => -2.0,
+            Self::Usual => -1.0,
+            Self::Split(ratio) => ratio,
+        }
+    }
+
     /// The partition that it stands for.
     pub fn partition(self) -> Partition {
         match self {

@@ -127,7 +127,9 @@ fn point(
         Work::Prompt(tokens) => tokens,
         Work::Generate(_) => 1,
     };
-    Ok(Point { tokens, depth: test.depth, rates: course.all })
+    let mut rates = course.all;
+    rates.sort_by(|a, b| a.candidate.order().total_cmp(&b.candidate.order()));
+    Ok(Point { tokens, depth: test.depth, rates })
 }
 
 fn names(candidates: &[Candidate]) -> String {
@@ -171,6 +173,9 @@ impl Course<'_> {
     fn time(&mut self, candidate: Candidate) -> Result<f64> {
         self.executor.set_planner(candidate.planner(self.executor.model().config()));
         let time = self.prepared.time(self.executor, self.kv)?;
+        if let Some(failure) = self.executor.gpu_failure() {
+            return Err(RuntimeError::GpuFailed(failure.to_string()));
+        }
         Ok(self.test.tokens() as f64 / time.as_secs_f64())
     }
 

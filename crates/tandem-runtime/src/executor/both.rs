@@ -20,7 +20,7 @@ use tandem_model::catalogue::LayerTensor as L;
 
 use super::activations::Activations;
 use super::cpu::{Activated, CpuInput, down_precision};
-use super::igpu::{Expert, Igpu, of_layer};
+use super::igpu::{Expert, Igpu, cost, of_layer};
 use super::pass::Pass;
 use crate::error::Result;
 use crate::experts::ExpertUses;
@@ -32,6 +32,9 @@ impl Pass<'_> {
     /// Computes one step on both devices, `share` of the rows on the GPU.
     pub(super) fn on_both(&mut self, step: Step, share: f32) -> Result<()> {
         let layer = usize::from(step.layer.unwrap_or_default());
+        let (bytes, arithmetic) = cost(self.model, self.batch, self.kv, step);
+        let part = |whole: usize| (whole as f64 * f64::from(share)) as usize;
+        self.profile.given_to_gpu(step.operation, part(bytes), part(arithmetic));
         let (wanted, largest) = (self.wanted_numbers().len(), self.largest);
         let (mut both, acts) = self.both(step.operation, share);
         let dense = |weights, bias, out| Dense {
@@ -174,7 +177,7 @@ impl Both<'_> {
         let whole = products.each_ref().map(|product| model.matrix(product.weights));
         let tokens = x.len() / whole[0].cols();
         let names = products.each_ref().map(|product| (product.weights, product.bias));
-        let mut parts = &mut *self.parts;
+        let (first_launch, mut parts) = (self.igpu.gpu().launches(), &mut *self.parts);
         let mut splits = products.map(|product| Split::new(product.out, tokens, share, &mut parts));
         // Where results are put together, that is when they are added.
         let direct = if tokens == 1 { output } else { Output::Replace };
@@ -203,6 +206,8 @@ impl Both<'_> {
             Ok(())
         })?;
         self.profile.waited(operation);
+        let marks = [(operation, self.igpu.gpu().launches())];
+        self.igpu.add_times(self.profile, first_launch, &marks)?;
         splits.into_iter().for_each(|split| split.join(cpu, output));
         self.profile.lap(operation);
         Ok(())
@@ -226,7 +231,7 @@ impl Both<'_> {
         let selected = if gated { uses.numbers.clone() } else { uses.tokens.to_vec() };
         let experts: Vec<(u16, Range<usize>)> = uses.experts().collect();
         let names = products.each_ref().map(|(which, _)| *which);
-        let mut parts = &mut *self.parts;
+        let (first_launch, mut parts) = (self.igpu.gpu().launches(), &mut *self.parts);
         let mut splits =
             products.map(|(_, out)| Split::new(out, selected.len(), share, &mut parts));
         self.igpu.products(model, |scope, mut on_igpu| {
@@ -259,6 +264,8 @@ impl Both<'_> {
             Ok(())
         })?;
         self.profile.waited(operation);
+        let marks = [(operation, self.igpu.gpu().launches())];
+        self.igpu.add_times(self.profile, first_launch, &marks)?;
         splits.into_iter().for_each(|split| split.join(cpu, Output::Replace));
         self.profile.lap(operation);
         Ok(())

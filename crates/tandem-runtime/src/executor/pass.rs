@@ -60,7 +60,7 @@ pub(super) struct Pass<'a> {
     /// Where the largest logits of each wanted token go; empty where they are not asked for.
     pub(super) largest: &'a [Largest<'a>],
     pub(super) trace: Option<&'a mut RouterTrace>,
-    pub(super) batch: Batch<'a>,
+    pub(super) batch: &'a Batch<'a>,
 }
 
 impl Pass<'_> {
@@ -112,4 +112,16 @@ impl Pass<'_> {
         let run = steps.iter().take_while(|step| step.placement == Placement::Igpu).count();
         steps[..run].iter().position(cut).map_or(run, |selection| selection + 1)
     }
+}
+
+/// Bytes of keys and values that a layer's attention reads, and its arithmetic.
+pub(super) fn attention_cost(
+    config: &PhimoeConfig,
+    batch: &Batch<'_>,
+    kv: &KvCache,
+) -> (usize, usize) {
+    let window = config.sliding_window.unwrap_or(usize::MAX);
+    let bytes = batch.end().min(window) * kv.bytes_per_token() / config.n_layers;
+    let visible: usize = (batch.start..batch.end()).map(|i| (i + 1).min(window)).sum();
+    (bytes, 2 * 2 * config.q_dim() * visible)
 }

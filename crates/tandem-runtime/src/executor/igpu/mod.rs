@@ -3,6 +3,7 @@
 //! Steps are enqueued in a scope to which everything is lent that they need; the scope's end waits for all of them. So
 //! a run of steps costs one wait, and a pass that is all on the GPU costs one.
 
+mod cost;
 mod lent;
 mod products;
 mod steps;
@@ -19,6 +20,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::plan::Step;
 use crate::profile::Operation;
+pub(super) use cost::cost;
 use lent::Lent;
 pub(super) use products::Products;
 use steps::Enqueue;
@@ -32,6 +34,8 @@ pub(super) struct Igpu {
     room: Room,
     /// Why it does not compute an operation, by operation.
     refused: [Option<String>; Operation::ALL.len()],
+    /// Whether times of kernels are kept.
+    recording: bool,
 }
 
 /// Memory that the GPU alone uses.
@@ -63,7 +67,7 @@ impl Igpu {
             Operation::AttentionCompute => ops::attention_heads_fault(heads(config)),
             _ => missing_kernels(model, operation),
         });
-        Ok(Self { gpu, weights, room, refused })
+        Ok(Self { gpu, weights, room, refused, recording: false })
     }
 
     pub(super) fn gpu(&self) -> &Gpu {
@@ -112,33 +116,44 @@ impl Room {
 impl Pass<'_> {
     /// Computes some steps on the GPU, and waits for them.
     pub(super) fn on_igpu(&mut self, steps: &[Step]) -> Result<()> {
-        let Some(Igpu { gpu, weights, room, .. }) = self.igpu.as_deref_mut() else {
+        let Some(igpu) = self.igpu.as_deref_mut() else {
             panic!("a plan for a GPU that is not there");
         };
-        let (model, batch) = (self.model, &self.batch);
+        let (model, batch) = (self.model, self.batch);
         for step in steps.iter().filter(|step| step.operation == Operation::AttentionCompute) {
             let layer = usize::from(step.layer.unwrap_or_default());
             self.kv.claim(layer, batch.start, batch.ids.len())?;
         }
-        room.fit(gpu, model.config(), self.kv)?;
+        for &step in steps {
+            let (bytes, arithmetic) = cost(model, batch, self.kv, step);
+            self.profile.given_to_gpu(step.operation, bytes, arithmetic);
+        }
+        igpu.room.fit(&igpu.gpu, model.config(), self.kv)?;
         let (kv, activations) = (&mut *self.kv, &mut *self.activations);
+        let (profile, mut marks) = (&mut *self.profile, Vec::with_capacity(steps.len()));
+        let Igpu { gpu, weights, room: Room { quantized, spans, .. }, .. } = &mut *igpu;
+        let first = gpu.launches();
         gpu.scope(|scope| {
-            let Room { quantized, spans, .. } = room;
-            let products =
-                Products::new(scope, weights.lend(scope, model)?, quantized.lend(scope)?);
+            let (weights, room) = (weights.lend(scope, model)?, quantized.lend(scope)?);
+            let products = Products::new(scope, weights, room);
             let lent = Lent::new(scope, activations, spans, kv)?;
             let mut enqueue = Enqueue::new(scope, model.config(), products, lent, batch);
-            steps.iter().try_for_each(|&step| enqueue.step(step))
-        })?;
-        self.input.clear();
-        for step in steps {
-            self.profile.lap(step.operation);
-        }
-        match steps.last() {
-            Some(Step { operation: Operation::ExpertSelection, layer, .. }) => {
-                self.record_choices(usize::from(layer.unwrap_or_default()));
+            for &step in steps {
+                enqueue.step(step)?;
+                marks.push((step.operation, scope.gpu().launches()));
+                profile.lap(step.operation);
             }
-            Some(Step { operation: Operation::LmHead, .. }) => self.offer_best(),
+            Ok(())
+        })?;
+        let Some(&last) = steps.last() else { return Ok(()) };
+        self.profile.waited(last.operation);
+        igpu.add_times(self.profile, first, &marks)?;
+        self.input.clear();
+        match last.operation {
+            Operation::ExpertSelection => {
+                self.record_choices(usize::from(last.layer.unwrap_or_default()));
+            }
+            Operation::LmHead => self.offer_best(),
             _ => {}
         }
         Ok(())

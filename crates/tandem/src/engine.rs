@@ -23,6 +23,7 @@ pub(crate) struct Engine {
     pub(crate) executor: Executor,
     pub(crate) session: Session,
     placing: Placing,
+    failure_noted: bool,
     pub(crate) load_time: Duration,
 }
 
@@ -43,7 +44,7 @@ impl Engine {
             note!("{}", placement::explain(&placing));
         }
         let load_time = started.elapsed();
-        Ok(Self { checkpoint, text, executor, session, placing, load_time })
+        Ok(Self { checkpoint, text, executor, session, placing, failure_noted: false, load_time })
     }
 
     /// What to generate, with the model's own stop ids.
@@ -75,17 +76,36 @@ impl Engine {
 
     /// One line for the user: what runs where, and why.
     pub(crate) fn describe(&self) -> String {
-        let path = self.checkpoint.path();
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-        let gpu =
-            self.executor.gpu().map(|gpu| format!(" and {}", gpu.device().info().full_name()));
-        format!(
-            "{name} on the CPU with {}{} ({})",
-            threads::describe(&self.executor),
-            gpu.unwrap_or_default(),
-            self.placing.why
-        )
+        describe(&self.checkpoint, &self.executor, &self.placing)
     }
+
+    /// Tells the user once where the GPU has failed.
+    pub(crate) fn note_failure(&mut self) {
+        if !self.failure_noted {
+            self.failure_noted = note_failure(&self.executor);
+        }
+    }
+}
+
+/// One line for the user: what runs where, and why.
+pub(crate) fn describe(checkpoint: &Checkpoint, executor: &Executor, placing: &Placing) -> String {
+    let path = checkpoint.path();
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let threads = threads::describe(executor);
+    let gpu = executor.gpu().map(|gpu| {
+        let plan = |tokens| executor.planner().plan(tokens, tokens).name();
+        let (decode, prompts) = (plan(1), plan(executor.batch()));
+        format!(" and {}: {decode}, prompts {prompts}", gpu.device().info().full_name())
+    });
+    format!("{name} on the CPU with {threads}{} ({})", gpu.unwrap_or_default(), placing.why)
+}
+
+/// Tells the user where the GPU has failed and the CPU went on; answers whether it has.
+pub(crate) fn note_failure(executor: &Executor) -> bool {
+    if let Some(failure) = executor.gpu_failure() {
+        note!("the GPU failed and was put aside, and the CPU goes on: {failure}");
+    }
+    executor.gpu_failure().is_some()
 }
 
 /// Opens a model by path or hub name, the demo model without one, and applies the options that change its config.

@@ -175,6 +175,7 @@ impl<'a> Conversation<'a> {
                 }
             },
         )?;
+        self.engine.note_failure();
         interrupt::reset();
         if let Some(e) = failed {
             return Err(e).context("cannot write the answer to stdout");

@@ -108,6 +108,7 @@ fn compute(
     let mut trace = RouterTrace::default();
     let wanted = if args.last { LogitsFor::Last } else { LogitsFor::All };
     let logits = evaluate(&mut executor, session.kv_mut(), ids, wanted, Some(&mut trace))?;
+    engine::note_failure(&executor);
     Ok((logits, trace))
 }
 

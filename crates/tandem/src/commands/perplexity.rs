@@ -64,6 +64,7 @@ pub(crate) fn perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
         bar.inc(piece.len() as u64);
     }
     bar.finish_and_clear();
+    engine::note_failure(&executor);
     let seconds = started.elapsed().as_secs_f64();
     let mut stdout = std::io::stdout();
     if args.json {

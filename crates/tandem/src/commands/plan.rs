@@ -9,7 +9,7 @@ use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use indicatif::DecimalBytes;
 use serde::Serialize;
 use tandem_model::Checkpoint;
-use tandem_runtime::plan::{PassSize, Placement, Plan, Traffic};
+use tandem_runtime::plan::{PassSize, Plan, Traffic};
 
 use crate::engine;
 use crate::options::{ComputeOptions, ModelOption, PlacementOptions, at_least_one};
@@ -97,7 +97,7 @@ fn report(args: &PlanArgs, checkpoint: &Checkpoint, placing: &Placing, pass: Pas
             Step {
                 layer,
                 operation: step.operation.name(),
-                device: place_name(step.placement),
+                device: step.placement.to_string(),
                 cpu_bytes: traffic.cpu,
                 igpu_bytes: traffic.igpu,
                 why: placing.decide(checkpoint, pass, step.operation, layer).reason.to_string(),
@@ -115,14 +115,6 @@ fn report(args: &PlanArgs, checkpoint: &Checkpoint, placing: &Placing, pass: Pas
         igpu_bytes: steps.iter().map(|step| step.igpu_bytes).sum(),
         hand_overs: plan.hand_overs(),
         steps,
-    }
-}
-
-fn place_name(placement: Placement) -> String {
-    match placement {
-        Placement::Cpu => "cpu".to_owned(),
-        Placement::Igpu => "igpu".to_owned(),
-        Placement::Split(ratio) => format!("split={ratio}"),
     }
 }
 

@@ -71,6 +71,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         &mut |text| output.show(text),
     )?;
     output.end(&generated.text)?;
+    engine.note_failure();
     let statistics = Statistics::new(engine.load_time, &generated);
     if args.json {
         let object = serde_json::json!({

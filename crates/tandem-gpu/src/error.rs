@@ -45,6 +45,9 @@ pub enum GpuError {
         /// The device.
         device: String,
     },
+    /// The cache of experts cannot be as asked for, or cannot hold what a pass needs.
+    #[error("expert cache: {0}")]
+    Cache(String),
     /// A device lacks what a kernel needs.
     #[error("{device} lacks {what}")]
     Missing {

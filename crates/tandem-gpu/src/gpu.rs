@@ -41,7 +41,7 @@ pub struct Gpu {
     launches: Cell<usize>,
     waits: Cell<usize>,
     faults: Faults,
-    queue: Queue,
+    queue: Arc<Queue>,
     memory: SharedMemory,
     cache: Option<ProgramCache>,
     device: Device,
@@ -94,7 +94,7 @@ impl Gpu {
             return Err(GpuError::Missing { device: info.full_name(), what });
         }
         let context = Arc::new(Context::new(device.id)?);
-        let queue = Queue::new(&context, device.id)?;
+        let queue = Arc::new(Queue::new(&context, device.id)?);
         let memory = SharedMemory::new(&device, Arc::clone(&context), options.sharing);
         Ok(Self {
             kernels: RefCell::default(),
@@ -128,6 +128,16 @@ impl Gpu {
         &self.memory
     }
 
+    /// What its memory and queues belong to.
+    pub(crate) fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// The queue of its kernels.
+    pub(crate) fn queue(&self) -> &Arc<Queue> {
+        &self.queue
+    }
+
     /// Kernels that were launched so far.
     pub fn launches(&self) -> usize {
         self.launches.get()
@@ -141,7 +151,11 @@ impl Gpu {
     /// Lets `count` occasions for a fault pass, and has the next one fail: for tests.
     #[doc(hidden)]
     pub fn fail_after(&self, count: usize, fault: Fault) {
-        self.faults.arm(fault, count);
+        if fault == Fault::Allocation {
+            self.memory.refuse_after(count);
+        } else {
+            self.faults.arm(fault, count);
+        }
     }
 
     /// Keeps the times of kernels from now on, or no longer.
@@ -164,7 +178,6 @@ impl Gpu {
     /// # Errors
     /// When the memory cannot be had.
     pub fn zeros<T: Element>(&self, len: usize) -> Result<GpuVec<T>> {
-        self.faults.occasion(Fault::Allocation, "clCreateBuffer")?;
         let bytes = len * size_of::<T>();
         let storage = if self.memory.sharing() == Sharing::None {
             let buffer = Arc::new(Buffer::new(&self.context, bytes.max(1))?);
@@ -433,6 +446,12 @@ impl<'scope> Region<'scope, u8> {
 }
 
 impl<T: Element> Region<'_, T> {
+    /// The first `len` numbers of a buffer of the device's own. Whoever makes it answers for the buffer's owner being
+    /// borrowed for the scope, and for the numbers being there.
+    pub(crate) fn of_buffer(buffer: &Arc<Buffer>, len: usize) -> Self {
+        Self { place: Place::Buffer(Arc::clone(buffer), 0), len, lent: PhantomData }
+    }
+
     /// How many numbers there are.
     pub fn len(&self) -> usize {
         self.len

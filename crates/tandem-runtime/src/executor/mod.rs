@@ -150,6 +150,15 @@ impl Executor {
         self.gpu_failure.as_ref()
     }
 
+    /// Whether the GPU uses the model's weights where they are, by its driver's own account; not so where there is none.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn weights_are_in_place(&self) -> Result<bool> {
+        let weights = self.model.weights().bytes();
+        Ok(self.gpu().map(|gpu| gpu.is_in_place(weights)).transpose()?.unwrap_or(false))
+    }
+
     /// Whether the [profile](Self::profile) is to have the times that kernels took on the GPU, which costs it a little.
     pub fn record_gpu_times(&mut self, wanted: bool) {
         if let Some(igpu) = &mut self.igpu {

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use cl3::error_codes::{CL_DEVICE_NOT_AVAILABLE, CL_MEM_OBJECT_ALLOCATION_FAILURE, ClError};
+use cl3::error_codes::{CL_DEVICE_NOT_AVAILABLE, CL_OUT_OF_RESOURCES, ClError};
 
 use crate::error::{GpuError, Result};
 
@@ -50,7 +50,7 @@ impl Faults {
                     Fault::DeviceLost => {
                         GpuError::Call { call, code: ClError(CL_DEVICE_NOT_AVAILABLE) }
                     }
-                    _ => GpuError::Call { call, code: ClError(CL_MEM_OBJECT_ALLOCATION_FAILURE) },
+                    _ => GpuError::Call { call, code: ClError(CL_OUT_OF_RESOURCES) },
                 })
             }
             Some((armed, count)) if armed == fault => {

@@ -151,7 +151,11 @@ impl Gpu {
     /// Lets `count` occasions for a fault pass, and has the next one fail: for tests.
     #[doc(hidden)]
     pub fn fail_after(&self, count: usize, fault: Fault) {
-        self.faults.arm(fault, count);
+        if fault == Fault::Allocation {
+            self.memory.refuse_after(count);
+        } else {
+            self.faults.arm(fault, count);
+        }
     }
 
     /// Keeps the times of kernels from now on, or no longer.
@@ -174,7 +178,6 @@ impl Gpu {
     /// # Errors
     /// When the memory cannot be had.
     pub fn zeros<T: Element>(&self, len: usize) -> Result<GpuVec<T>> {
-        self.faults.occasion(Fault::Allocation, "clCreateBuffer")?;
         let bytes = len * size_of::<T>();
         let storage = if self.memory.sharing() == Sharing::None {
             let buffer = Arc::new(Buffer::new(&self.context, bytes.max(1))?);

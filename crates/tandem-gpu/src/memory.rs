@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
@@ -59,6 +60,8 @@ struct Shared {
     usm: Option<Usm>,
     /// What is allocated, by address of its first byte.
     allocations: Mutex<BTreeMap<usize, Allocation>>,
+    /// Allocations until one is refused, for tests.
+    until_refusal: AtomicUsize,
 }
 
 /// An allocation, as kernels take it.
@@ -90,7 +93,18 @@ impl SharedMemory {
         };
         let allocations = Mutex::default();
         let device = device.info().full_name();
-        Self(Arc::new(Shared { context, device, sharing, usm, allocations }))
+        let until_refusal = AtomicUsize::new(usize::MAX);
+        Self(Arc::new(Shared { context, device, sharing, usm, allocations, until_refusal }))
+    }
+
+    /// Refuses an allocation, after `count` others.
+    pub(crate) fn refuse_after(&self, count: usize) {
+        self.0.until_refusal.store(count, Ordering::Relaxed);
+    }
+
+    /// Whether this allocation is one to be refused; none after it is.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.0.until_refusal.fetch_sub(1, Ordering::Relaxed) == 0
     }
 
     /// How memory is shared.
@@ -125,6 +139,9 @@ impl SharedMemory {
             device: self.0.device.clone(),
             reason: error.to_string(),
         };
+        if self.is_refused() {
+            return Err(refused(&"a test wants it so"));
+        }
         let (pages, buffer) = match (self.0.sharing, self.0.usm) {
             (Sharing::UsmHost, Some(usm)) => {
                 let bytes = len.max(1).checked_next_multiple_of(PAGE);

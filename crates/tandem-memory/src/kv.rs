@@ -32,6 +32,12 @@ pub enum KvType {
 pub const KV_BLOCK: usize = 32;
 
 impl KvType {
+    /// Bytes of `count` numbers with their scales. The count is of whole blocks.
+    pub const fn bytes(self, count: usize) -> usize {
+        let [numbers, scales] = self.bytes_of(count);
+        numbers + scales
+    }
+
     /// Bytes of `count` numbers and of their scales. The count is of whole blocks.
     const fn bytes_of(self, count: usize) -> [usize; 2] {
         match self {
@@ -140,7 +146,7 @@ impl KvCache {
             .try_fold(layers, usize::checked_mul)
             .filter(|&numbers| numbers > 0 && numbers.checked_mul(4).is_some())
             .ok_or(KvError::Shape { layers, kv_heads, head_dim, capacity })?;
-        let buffer = allocator.zeroed(kind.bytes_of(numbers).iter().sum())?;
+        let buffer = allocator.zeroed(kind.bytes(numbers))?;
         Ok(Self { buffer, kind, written: vec![0; layers], kv_heads, head_dim, capacity })
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use tandem_gpu::Gpu;
 use tandem_memory::KvCache;
 
 use crate::error::{Result, RuntimeError};
@@ -108,6 +109,8 @@ pub struct Measured {
     pub rates: Vec<f64>,
     /// How often a token made the team's members wait for each other.
     pub barriers_per_token: f64,
+    /// How often a token made the CPU wait for the GPU.
+    pub waits_per_token: f64,
 }
 
 /// Runs one test `repetitions` times, by an executor whose team nobody else uses meanwhile. The executor's profile is
@@ -124,12 +127,20 @@ pub fn run(
     let prepared = Prepared::new(executor, kv, test)?;
     executor.profile().clear();
     let rounds = executor.team().rounds();
+    let waits = |executor: &Executor| executor.gpu().map_or(0, Gpu::waits);
+    let waits_before = waits(executor);
     let rates = (0..repetitions)
         .map(|_| Ok(test.tokens() as f64 / prepared.time(executor, kv)?.as_secs_f64()))
         .collect::<Result<Vec<f64>>>()?;
     let rounds = executor.team().rounds() - rounds;
-    let barriers_per_token = rounds as f64 / (test.tokens() * repetitions) as f64;
-    Ok(Measured { rates, barriers_per_token })
+    let tokens = (test.tokens() * repetitions) as f64;
+    // A GPU that was put aside meanwhile takes its count with it.
+    let waits = waits(executor).saturating_sub(waits_before);
+    Ok(Measured {
+        rates,
+        barriers_per_token: rounds as f64 / tokens,
+        waits_per_token: waits as f64 / tokens,
+    })
 }
 
 /// What a replayed text took.

@@ -145,6 +145,16 @@ impl<'scope> Uses<'scope> {
         Self { starts, tokens, weights, places }
     }
 
+    /// Uses.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Experts.
     pub fn n_experts(&self) -> usize {
         self.starts.len() - 1

@@ -61,6 +61,11 @@ impl<'scope> FloatWeights<'scope> {
     pub fn rows(&self) -> usize {
         self.rows
     }
+
+    /// Columns: features of the input.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
 }
 
 /// Whether there are kernels for weights of this encoding in rows.

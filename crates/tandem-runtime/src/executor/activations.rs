@@ -95,8 +95,6 @@ pub(super) struct Activations {
     pub(super) logits: Activation<f32>,
     /// The id of the largest logit of each wanted token.
     pub(super) best: Activation<u32>,
-    /// Results of a product that two devices share, before they are put together.
-    pub(super) parts: Activation<f32>,
 }
 
 impl Activations {

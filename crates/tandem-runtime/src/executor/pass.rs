@@ -5,6 +5,8 @@ use std::ops::Range;
 use tandem_cpu::Cpu;
 use tandem_cpu::ops::{Largest, Rope};
 use tandem_memory::KvCache;
+use tandem_model::PhimoeConfig;
+use tandem_model::config::EXPERTS_PER_TOKEN;
 
 use super::activations::Activations;
 use super::cpu::CpuInput;
@@ -29,6 +31,18 @@ impl Batch<'_> {
     pub(super) fn end(&self) -> usize {
         self.start + self.ids.len()
     }
+
+    /// Numbers of the largest results that two devices share.
+    pub(super) fn largest_parts(&self, c: &PhimoeConfig) -> usize {
+        let tokens = self.ids.len();
+        [
+            tokens * (c.q_dim() + 2 * c.kv_dim()),
+            EXPERTS_PER_TOKEN * tokens * (2 * c.expert_width).max(c.hidden_size),
+            self.wanted.len() * c.vocab_size,
+        ]
+        .into_iter()
+        .fold(0, usize::max)
+    }
 }
 
 /// What a pass works with.
@@ -38,13 +52,15 @@ pub(super) struct Pass<'a> {
     pub(super) model: &'a Model,
     pub(super) rope: &'a Rope,
     pub(super) activations: &'a mut Activations,
+    /// Room for the results of two devices before they are put together.
+    pub(super) parts: &'a mut [f32],
     pub(super) input: &'a mut CpuInput,
     pub(super) profile: &'a mut Profile,
     pub(super) kv: &'a mut KvCache,
     /// Where the largest logits of each wanted token go; empty where they are not asked for.
     pub(super) largest: &'a [Largest<'a>],
     pub(super) trace: Option<&'a mut RouterTrace>,
-    pub(super) batch: Batch<'a>,
+    pub(super) batch: &'a Batch<'a>,
 }
 
 impl Pass<'_> {
@@ -65,7 +81,7 @@ impl Pass<'_> {
         while let Some(&step) = rest.first() {
             let count = match step.placement {
                 Placement::Cpu => self.on_cpu(step).map(|()| 1)?,
-                Placement::Split(_) => self.on_cpu(step).map(|()| 1)?,
+                Placement::Split(share) => self.on_both(step, share).map(|()| 1)?,
                 Placement::Igpu => {
                     let run = self.run_length(rest);
                     self.on_igpu(&rest[..run])?;
@@ -82,6 +98,8 @@ impl Pass<'_> {
         let refused = |igpu: &Igpu| igpu.refusal(step.operation, self.kv.kind()).is_some();
         match step.placement {
             _ if self.igpu.as_deref().is_none_or(refused) => Placement::Cpu,
+            Placement::Split(share) if share <= 0.0 => Placement::Cpu,
+            Placement::Split(share) if share >= 1.0 => Placement::Igpu,
             placement => placement,
         }
     }
@@ -94,4 +112,16 @@ impl Pass<'_> {
         let run = steps.iter().take_while(|step| step.placement == Placement::Igpu).count();
         steps[..run].iter().position(cut).map_or(run, |selection| selection + 1)
     }
+}
+
+/// Bytes of keys and values that a layer's attention reads, and its arithmetic.
+pub(super) fn attention_cost(
+    config: &PhimoeConfig,
+    batch: &Batch<'_>,
+    kv: &KvCache,
+) -> (usize, usize) {
+    let window = config.sliding_window.unwrap_or(usize::MAX);
+    let bytes = batch.end().min(window) * kv.bytes_per_token() / config.n_layers;
+    let visible: usize = (batch.start..batch.end()).map(|i| (i + 1).min(window)).sum();
+    (bytes, 2 * 2 * config.q_dim() * visible)
 }

@@ -2,37 +2,33 @@
 
 use tandem_golden::{golden, golden_model, stories, stories_bf16};
 use tandem_memory::{KvType, Packing};
-use tandem_model::PhimoeConfig;
-use tandem_runtime::plan::{Placement, Plan};
 
 use super::support::BOUND;
-use super::{on_every_gpu, setup};
-
-fn all_on_the_gpu(config: &PhimoeConfig) -> Plan {
-    Plan::everything(config, Placement::Igpu)
-}
+use super::{PLANS, on_every_gpu, setup};
 
 #[test]
-fn the_random_model_all_on_the_gpu() {
+fn the_random_model() {
     on_every_gpu(|what, gpu| {
-        println!("{what}");
-        let mut setup =
-            setup(gpu(), &golden_model(), Packing::AsInFile, KvType::F32, all_on_the_gpu);
-        for prompt in golden() {
-            setup.check_prompt(&prompt, BOUND);
-            setup.check_greedy(&prompt);
+        for (n, plan) in PLANS.into_iter().enumerate() {
+            println!("{what}, plan {n}");
+            let mut setup = setup(gpu(), &golden_model(), Packing::AsInFile, KvType::F32, plan);
+            for prompt in golden() {
+                setup.check_prompt(&prompt, BOUND);
+                setup.check_greedy(&prompt);
+            }
         }
     });
 }
 
 #[test]
-fn the_trained_model_all_on_the_gpu() {
+fn the_trained_model() {
     on_every_gpu(|what, gpu| {
-        println!("{what}");
-        let mut setup =
-            setup(gpu(), &stories_bf16(), Packing::AsInFile, KvType::F32, all_on_the_gpu);
-        let prompt = &stories()[0];
-        setup.check_prompt(prompt, BOUND);
-        setup.check_greedy(prompt);
+        for (n, plan) in PLANS.into_iter().enumerate() {
+            println!("{what}, plan {n}");
+            let mut setup = setup(gpu(), &stories_bf16(), Packing::AsInFile, KvType::F32, plan);
+            let prompt = &stories()[0];
+            setup.check_prompt(prompt, BOUND);
+            setup.check_greedy(prompt);
+        }
     });
 }

@@ -9,7 +9,10 @@ mod runtimes;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod failure;
 mod golden;
+mod packed;
+mod work;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,8 +22,8 @@ use tandem_cpu::{Cpu, ThreadTeam};
 use tandem_gpu::{Gpu, GpuOptions, ProgramCache, Sharing};
 use tandem_memory::{KvType, Packing};
 use tandem_model::{Checkpoint, PhimoeConfig};
-use tandem_runtime::plan::{Plan, Planner};
-use tandem_runtime::{Executor, Model, Threads};
+use tandem_runtime::plan::{Placement, Plan, Planner};
+use tandem_runtime::{Executor, LogitsFor, Model, Operation as Op, Threads};
 
 /// Tokens of a batch: prompts take more than one.
 const BATCH: usize = 20;
@@ -45,6 +48,58 @@ fn on_every_gpu(check: impl Fn(&str, &dyn Fn() -> Gpu)) {
             check(&what, &|| open(Some(sharing)));
         }
     }
+}
+
+/// Ways of sharing out a pass.
+const PLANS: [fn(&PhimoeConfig) -> Plan; 6] = [
+    |config| Plan::everything(config, Placement::Igpu),
+    partition,
+    |config| Plan::everything(config, Placement::Split(0.0)),
+    |config| Plan::everything(config, Placement::Split(0.3)),
+    |config| Plan::everything(config, Placement::Split(0.5)),
+    |config| Plan::everything(config, Placement::Split(1.0)),
+];
+
+/// Large products and what lies between them on the GPU, what decides on the CPU; attention here and there.
+fn partition(config: &PhimoeConfig) -> Plan {
+    let mut plan = Plan::everything(config, Placement::Cpu);
+    for operation in [
+        Op::AttentionQkvProj,
+        Op::AttentionOutputProj,
+        Op::ExpertDispatch,
+        Op::ExpertFfnW1,
+        Op::ExpertFfnActivation,
+        Op::ExpertFfnW2,
+        Op::ExpertGather,
+    ] {
+        plan.set_everywhere(operation, Placement::Igpu);
+    }
+    plan.set(Op::AttentionCompute, Some(1), Placement::Igpu);
+    plan
+}
+
+fn all_on_the_gpu(config: &PhimoeConfig) -> Plan {
+    Plan::everything(config, Placement::Igpu)
+}
+
+/// Ids that are chosen one by one as the most likely, after a prompt.
+fn greedy(setup: &mut Setup, prompt: &[u32], count: usize) -> Vec<u32> {
+    let Setup { executor, kv } = setup;
+    kv.clear();
+    let mut next = |ids: &[u32]| {
+        let best = executor.forward_top(ids, kv, LogitsFor::Last, 1, &|_| true).unwrap();
+        best[0][0].1
+    };
+    let mut ids = Vec::new();
+    let mut chosen = 0;
+    for batch in prompt.chunks(BATCH) {
+        chosen = next(batch);
+    }
+    while ids.len() < count {
+        ids.push(chosen);
+        chosen = next(&[chosen]);
+    }
+    ids
 }
 
 /// An executor on a GPU and two threads, which follows one plan.

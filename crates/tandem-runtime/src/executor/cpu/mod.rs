@@ -4,6 +4,8 @@ mod attention;
 mod head;
 mod moe;
 
+pub(super) use moe::down_precision;
+
 use tandem_cpu::Cpu;
 use tandem_cpu::ops::{self, Input, LayerNorm, Precision, QuantizedActivations, Weights};
 
@@ -83,7 +85,7 @@ impl CpuInput {
     }
 
     /// `x`, which are these activations, as the input of products with `weights`.
-    fn of<'a>(
+    pub(super) fn of<'a>(
         &'a mut self,
         cpu: &Cpu,
         (what, x): (Activated, &'a [f32]),

@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use tandem_gpu::ops::{Quantized, Uses};
-use tandem_gpu::{Region, RegionMut, Result, Scope};
+use tandem_gpu::ops::Uses;
+use tandem_gpu::{GpuVec, Region, RegionMut, Result, Scope};
 use tandem_memory::{KvCache, KvType};
 
-use super::Room;
 use crate::executor::activations::Activations;
 
 /// See [`Activations`] for what they are.
@@ -28,8 +27,6 @@ pub(super) struct Lent<'scope> {
     pub(super) down: RegionMut<'scope, f32>,
     pub(super) logits: Option<RegionMut<'scope, f32>>,
     pub(super) best: Option<RegionMut<'scope, u32>>,
-    /// Room for the input of products with packed weights.
-    pub(super) quantized: Quantized<'scope>,
     /// Room for what attention makes of each span of keys.
     pub(super) spans: RegionMut<'scope, f32>,
     pub(super) kv: LentCache<'scope>,
@@ -47,7 +44,7 @@ impl<'scope> Lent<'scope> {
     pub(super) fn new(
         scope: &'scope Scope<'scope, '_>,
         acts: &'scope mut Activations,
-        room: &'scope mut Room,
+        spans: &'scope mut GpuVec<f32>,
         kv: &'scope mut KvCache,
     ) -> Result<Self> {
         let uses = &mut acts.uses;
@@ -75,8 +72,7 @@ impl<'scope> Lent<'scope> {
             down: scope.lend_mut(&mut acts.down[..])?,
             logits: wanted.then(|| scope.lend_mut(&mut acts.logits[..])).transpose()?,
             best: wanted.then(|| scope.lend_mut(&mut acts.best[..])).transpose()?,
-            quantized: room.quantized.lend(scope)?,
-            spans: scope.vec_mut(&mut room.spans)?,
+            spans: scope.vec_mut(spans)?,
             kv: LentCache {
                 kind: kv.kind(),
                 places: (0..kv.layers()).map(|layer| kv.places(layer)).collect(),

@@ -3,12 +3,14 @@
 //! Steps are enqueued in a scope to which everything is lent that they need; the scope's end waits for all of them. So
 //! a run of steps costs one wait, and a pass that is all on the GPU costs one.
 
+mod cost;
 mod lent;
+mod products;
 mod steps;
 mod weights;
 
 use tandem_gpu::ops::{self, Heads, Precision, QuantizedVec};
-use tandem_gpu::{Gpu, GpuVec};
+use tandem_gpu::{Gpu, GpuVec, Scope};
 use tandem_memory::{KvCache, KvType};
 use tandem_model::PhimoeConfig;
 use tandem_model::config::EXPERTS_PER_TOKEN;
@@ -18,9 +20,12 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::plan::Step;
 use crate::profile::Operation;
+pub(super) use cost::cost;
 use lent::Lent;
+pub(super) use products::Products;
 use steps::Enqueue;
 use weights::{DeviceWeights, missing_kernels};
+pub(super) use weights::{Expert, of_layer};
 
 /// A GPU, with what it keeps between passes.
 pub(super) struct Igpu {
@@ -29,6 +34,8 @@ pub(super) struct Igpu {
     room: Room,
     /// Why it does not compute an operation, by operation.
     refused: [Option<String>; Operation::ALL.len()],
+    /// Whether times of kernels are kept.
+    recording: bool,
 }
 
 /// Memory that the GPU alone uses.
@@ -60,11 +67,30 @@ impl Igpu {
             Operation::AttentionCompute => ops::attention_heads_fault(heads(config)),
             _ => missing_kernels(model, operation),
         });
-        Ok(Self { gpu, weights, room, refused })
+        Ok(Self { gpu, weights, room, refused, recording: false })
     }
 
     pub(super) fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// Lends weights for products that `work` enqueues, and waits for them at the end.
+    ///
+    /// # Errors
+    /// Those of `work`, and those of waiting.
+    pub(super) fn products<'env, T>(
+        &'env mut self,
+        model: &'env Model,
+        work: impl for<'scope> FnOnce(
+            &'scope Scope<'scope, 'env>,
+            Products<'scope, 'env>,
+        ) -> tandem_gpu::Result<T>,
+    ) -> tandem_gpu::Result<T> {
+        let Self { gpu, weights, room, .. } = self;
+        gpu.scope(|scope| {
+            let (weights, room) = (weights.lend(scope, model)?, room.quantized.lend(scope)?);
+            work(scope, Products::new(scope, weights, room))
+        })
     }
 
     /// Why the GPU does not compute an operation with such a cache; none where it does.
@@ -90,28 +116,45 @@ impl Room {
 impl Pass<'_> {
     /// Computes some steps on the GPU, and waits for them.
     pub(super) fn on_igpu(&mut self, steps: &[Step]) -> Result<()> {
-        let Some(Igpu { gpu, weights, room, .. }) = self.igpu.as_deref_mut() else {
+        let Some(igpu) = self.igpu.as_deref_mut() else {
             panic!("a plan for a GPU that is not there");
         };
-        let (model, batch) = (self.model, &self.batch);
+        let (model, batch) = (self.model, self.batch);
         for step in steps.iter().filter(|step| step.operation == Operation::AttentionCompute) {
             let layer = usize::from(step.layer.unwrap_or_default());
             self.kv.claim(layer, batch.start, batch.ids.len())?;
         }
-        room.fit(gpu, model.config(), self.kv)?;
-        let (kv, activations) = (&mut *self.kv, &mut *self.activations);
-        gpu.scope(|scope| {
-            let weights = weights.lend(scope, model)?;
-            let lent = Lent::new(scope, activations, room, kv)?;
-            let mut enqueue = Enqueue::new(scope, model.config(), weights, lent, batch);
-            steps.iter().try_for_each(|&step| enqueue.step(step))
-        })?;
-        self.input.clear();
-        for step in steps {
-            self.profile.lap(step.operation);
+        for &step in steps {
+            let (bytes, arithmetic) = cost(model, batch, self.kv, step);
+            self.profile.given_to_gpu(step.operation, bytes, arithmetic);
         }
-        if let Some(Step { operation: Operation::ExpertSelection, layer, .. }) = steps.last() {
-            self.record_choices(usize::from(layer.unwrap_or_default()));
+        igpu.room.fit(&igpu.gpu, model.config(), self.kv)?;
+        let (kv, activations) = (&mut *self.kv, &mut *self.activations);
+        let (profile, mut marks) = (&mut *self.profile, Vec::with_capacity(steps.len()));
+        let Igpu { gpu, weights, room: Room { quantized, spans, .. }, .. } = &mut *igpu;
+        let first = gpu.launches();
+        gpu.scope(|scope| {
+            let (weights, room) = (weights.lend(scope, model)?, quantized.lend(scope)?);
+            let products = Products::new(scope, weights, room);
+            let lent = Lent::new(scope, activations, spans, kv)?;
+            let mut enqueue = Enqueue::new(scope, model.config(), products, lent, batch);
+            for &step in steps {
+                enqueue.step(step)?;
+                marks.push((step.operation, scope.gpu().launches()));
+                profile.lap(step.operation);
+            }
+            Ok(())
+        })?;
+        let Some(&last) = steps.last() else { return Ok(()) };
+        self.profile.waited(last.operation);
+        igpu.add_times(self.profile, first, &marks)?;
+        self.input.clear();
+        match last.operation {
+            Operation::ExpertSelection => {
+                self.record_choices(usize::from(last.layer.unwrap_or_default()));
+            }
+            Operation::LmHead => self.offer_best(),
+            _ => {}
         }
         Ok(())
     }

@@ -1,16 +1,14 @@
 //! Each operation, enqueued.
 
-use tandem_gpu::ops::{
-    self, ExpertInput, KvRegion, Output, Precision, Quantized, Table, layer_norm,
-};
+use tandem_gpu::ops::{self, KvRegion, Output, Table, layer_norm};
 use tandem_gpu::{Region, RegionMut, Result, Scope};
-use tandem_memory::PackedType;
 use tandem_model::catalogue::LayerTensor as L;
 use tandem_model::{PhimoeConfig, TensorId};
 
 use super::heads;
 use super::lent::Lent;
-use super::weights::{Expert, Experts, LentWeights, Matrix, layer_number};
+use super::products::Products;
+use super::weights::{Expert, Matrix, of_layer};
 use crate::executor::cpu::Activated;
 use crate::executor::pass::Batch;
 use crate::plan::Step;
@@ -20,22 +18,20 @@ use crate::profile::Operation as Op;
 pub(super) struct Enqueue<'a, 'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
     config: &'a PhimoeConfig,
-    weights: LentWeights<'scope>,
+    products: Products<'scope, 'env>,
     lent: Lent<'scope>,
     batch: &'a Batch<'a>,
-    /// Which activations are in 8 bits.
-    quantized: Option<Activated>,
 }
 
 impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
     pub(super) fn new(
         scope: &'scope Scope<'scope, 'env>,
         config: &'a PhimoeConfig,
-        weights: LentWeights<'scope>,
+        products: Products<'scope, 'env>,
         lent: Lent<'scope>,
         batch: &'a Batch<'a>,
     ) -> Self {
-        Self { scope, config, weights, lent, batch, quantized: None }
+        Self { scope, config, products, lent, batch }
     }
 
     /// Enqueues one step.
@@ -61,7 +57,7 @@ impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
     }
 
     fn embedding(&self) -> Result<()> {
-        let table = self.weights.matrix(self.scope, TensorId::TokenEmbedding)?;
+        let table = self.products.weights.matrix(self.scope, TensorId::TokenEmbedding)?;
         let table = match &table {
             Matrix::Packed(weights) => Table::Packed(weights),
             Matrix::Rows(weights) => Table::Rows(weights),
@@ -71,21 +67,20 @@ impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
 
     fn norm(&mut self, layer: usize, weight: L, bias: L) -> Result<()> {
         let [weight, bias] = [weight, bias].map(|id| self.vector(layer, id));
-        self.quantized = None;
+        self.products.clear();
         let (x, eps, out) = (&self.lent.x, self.config.layer_norm_eps, &self.lent.normed);
         layer_norm(self.scope, x, &weight, &bias, eps, out)
     }
 
     fn attention_qkv_proj(&mut self, layer: usize) -> Result<()> {
         for (weight, bias, out) in [
-            (L::QWeight, L::QBias, self.lent.q.clone()),
-            (L::KWeight, L::KBias, self.lent.k.clone()),
-            (L::VWeight, L::VBias, self.lent.v.clone()),
+            (L::QWeight, L::QBias, &self.lent.q),
+            (L::KWeight, L::KBias, &self.lent.k),
+            (L::VWeight, L::VBias, &self.lent.v),
         ] {
-            let normed = (Activated::Normed, self.lent.normed.clone());
-            let bias = Some(self.vector(layer, bias));
-            let weight = TensorId::Layer(layer_number(layer), weight);
-            self.product(weight, bias, normed, Output::Replace, &out)?;
+            let normed = (Activated::Normed, &*self.lent.normed);
+            let weights = (of_layer(layer, weight), Some(of_layer(layer, bias)));
+            self.products.dense(weights, normed, Output::Replace, out)?;
         }
         Ok(())
     }
@@ -100,17 +95,15 @@ impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
     }
 
     fn attention_output_proj(&mut self, layer: usize) -> Result<()> {
-        let (mixed, x) = ((Activated::Mixed, self.lent.mixed.clone()), self.lent.x.clone());
-        let bias = Some(self.vector(layer, L::OBias));
-        let weight = TensorId::Layer(layer_number(layer), L::OWeight);
-        self.product(weight, bias, mixed, Output::Add, &x)
+        let mixed = (Activated::Mixed, &*self.lent.mixed);
+        let weights = (of_layer(layer, L::OWeight), Some(of_layer(layer, L::OBias)));
+        self.products.dense(weights, mixed, Output::Add, &self.lent.x)
     }
 
     fn router_logits(&mut self, layer: usize) -> Result<()> {
-        let (normed, out) =
-            ((Activated::Normed, self.lent.normed.clone()), self.lent.router.clone());
-        let weight = TensorId::Layer(layer_number(layer), L::RouterWeight);
-        self.product(weight, None, normed, Output::Replace, &out)
+        let normed = (Activated::Normed, &*self.lent.normed);
+        let weights = (of_layer(layer, L::RouterWeight), None);
+        self.products.dense(weights, normed, Output::Replace, &self.lent.router)
     }
 
     fn expert_selection(&self) -> Result<()> {
@@ -126,23 +119,23 @@ impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
     }
 
     fn expert_ffn_w1(&mut self, layer: usize) -> Result<()> {
-        for (matrix, out) in
-            [(Expert::Gate, self.lent.gate.clone()), (Expert::Up, self.lent.up.clone())]
-        {
-            let normed = (Activated::Normed, self.lent.normed.clone());
-            self.experts(layer, matrix, normed, &out)?;
+        let lent = &self.lent;
+        let normed = (Activated::Normed, &*lent.normed);
+        for (matrix, out) in [(Expert::Gate, &lent.gate), (Expert::Up, &lent.up)] {
+            self.products.experts((layer, matrix), &lent.uses, normed, out)?;
         }
         Ok(())
     }
 
     fn expert_ffn_activation(&mut self) -> Result<()> {
-        self.quantized = None;
+        self.products.clear();
         ops::silu_mul(self.scope, &self.lent.gate, &self.lent.up)
     }
 
     fn expert_ffn_w2(&mut self, layer: usize) -> Result<()> {
-        let (gated, out) = ((Activated::Gated, self.lent.gate.clone()), self.lent.down.clone());
-        self.experts(layer, Expert::Down, gated, &out)
+        let lent = &self.lent;
+        let gated = (Activated::Gated, &*lent.gate);
+        self.products.experts((layer, Expert::Down), &lent.uses, gated, &lent.down)
     }
 
     fn expert_gather(&self) -> Result<()> {
@@ -151,9 +144,9 @@ impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
     }
 
     fn final_layernorm(&mut self) -> Result<()> {
-        self.quantized = None;
+        self.products.clear();
         let [weight, bias] = [TensorId::OutputNormWeight, TensorId::OutputNormBias]
-            .map(|id| self.weights.vector(id));
+            .map(|id| self.products.weights.vector(id));
         let (wanted, width) = (&self.batch.wanted, self.config.hidden_size);
         let x = self.lent.x.slice(wanted.start * width..wanted.end * width);
         let eps = self.config.layer_norm_eps;
@@ -164,9 +157,9 @@ impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
         let (Some(logits), Some(best)) = (self.lent.logits.clone(), self.lent.best.clone()) else {
             return Ok(());
         };
-        let bias = Some(self.weights.vector(TensorId::LmHeadBias));
-        let normed = (Activated::Normed, self.wanted_normed());
-        self.product(TensorId::LmHeadWeight, bias, normed, Output::Replace, &logits)?;
+        let normed = self.wanted_normed();
+        let weights = (TensorId::LmHeadWeight, Some(TensorId::LmHeadBias));
+        self.products.dense(weights, (Activated::Normed, &normed), Output::Replace, &logits)?;
         ops::argmax(self.scope, &logits, self.config.vocab_size, &best)
     }
 
@@ -177,63 +170,6 @@ impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
     }
 
     fn vector(&self, layer: usize, tensor: L) -> Region<'scope, f32> {
-        self.weights.vector(TensorId::Layer(layer_number(layer), tensor))
-    }
-
-    /// A product with a matrix.
-    fn product(
-        &mut self,
-        weights: TensorId,
-        bias: Option<Region<'scope, f32>>,
-        x: (Activated, RegionMut<'scope, f32>),
-        output: Output,
-        out: &RegionMut<'scope, f32>,
-    ) -> Result<()> {
-        match self.weights.matrix(self.scope, weights)? {
-            Matrix::Packed(weights) => {
-                let x = self.in_8_bits(x, weights.cols(), Precision::Bits8)?;
-                ops::matmul(self.scope, &weights, bias.as_ref(), &x, output, out)
-            }
-            Matrix::Rows(weights) => {
-                ops::matmul_rows(self.scope, &weights, bias.as_ref(), &x.1, output, out)
-            }
-        }
-    }
-
-    /// A product with a matrix of each expert.
-    fn experts(
-        &mut self,
-        layer: usize,
-        matrix: Expert,
-        x: (Activated, RegionMut<'scope, f32>),
-        out: &RegionMut<'scope, f32>,
-    ) -> Result<()> {
-        let gated = x.0 == Activated::Gated;
-        let input = if gated { ExpertInput::OfUses } else { ExpertInput::OfTokens };
-        match self.weights.experts(self.scope, layer, matrix)? {
-            Experts::Packed(weights) => {
-                let fine = gated && weights.kind() == PackedType::Q8_0;
-                let precision = if fine { Precision::Bits16 } else { Precision::Bits8 };
-                let x = self.in_8_bits(x, weights.cols(), precision)?;
-                ops::matmul_experts(self.scope, &weights, &self.lent.uses, &x, input, out)
-            }
-            Experts::Rows(weights) => {
-                ops::matmul_experts_rows(self.scope, &weights, &self.lent.uses, &x.1, input, out)
-            }
-        }
-    }
-
-    /// Activations as packed weights take them: quantized once for all products they go into.
-    fn in_8_bits(
-        &mut self,
-        (what, x): (Activated, RegionMut<'scope, f32>),
-        cols: usize,
-        precision: Precision,
-    ) -> Result<Quantized<'scope>> {
-        if self.quantized != Some(what) {
-            self.quantized = Some(what);
-            self.lent.quantized = self.lent.quantized.refill(self.scope, &x, cols, precision)?;
-        }
-        Ok(self.lent.quantized.clone())
+        self.products.weights.vector(of_layer(layer, tensor))
     }
 }

@@ -18,7 +18,7 @@ pub(super) struct DeviceWeights {
 
 /// The matrices of a layer's experts.
 #[derive(Clone, Copy)]
-pub(super) enum Expert {
+pub(in crate::executor) enum Expert {
     Gate,
     Up,
     Down,
@@ -27,7 +27,7 @@ pub(super) enum Expert {
 impl Expert {
     const ALL: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
 
-    fn tensor(self, expert: u16) -> L {
+    pub(in crate::executor) fn tensor(self, expert: u16) -> L {
         match self {
             Self::Gate => L::ExpertGate(expert),
             Self::Up => L::ExpertUp(expert),
@@ -87,6 +87,16 @@ pub(super) enum Matrix<'scope> {
 pub(super) enum Experts<'scope> {
     Packed(ExpertWeights<'scope>),
     Rows(FloatExperts<'scope>),
+}
+
+impl Matrix<'_> {
+    /// Columns: features of the input.
+    pub(super) fn cols(&self) -> usize {
+        match self {
+            Self::Packed(matrix) => matrix.cols(),
+            Self::Rows(matrix) => matrix.cols(),
+        }
+    }
 }
 
 impl<'scope> LentWeights<'scope> {
@@ -163,7 +173,12 @@ pub(super) fn missing_kernels(model: &Model, operation: Op) -> Option<String> {
     })
 }
 
+/// A tensor of a layer.
+pub(in crate::executor) fn of_layer(layer: usize, tensor: L) -> TensorId {
+    TensorId::Layer(layer_number(layer), tensor)
+}
+
 /// A layer's number as tensors have it: the config allows 4096 layers.
-pub(super) fn layer_number(layer: usize) -> u16 {
+fn layer_number(layer: usize) -> u16 {
     u16::try_from(layer).unwrap_or(u16::MAX)
 }

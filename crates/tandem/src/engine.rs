@@ -10,7 +10,7 @@ use tandem_gpu::Gpu;
 use tandem_memory::{Allocator, Packing, SystemMemory};
 use tandem_model::chat::{ChatTemplate, Message};
 use tandem_model::{Checkpoint, Text};
-use tandem_runtime::{Executor, Model, Request, Session};
+use tandem_runtime::{Executor, Model, Operation, Request, Session};
 
 use crate::options::{ComputeOptions, GenerateOptions, ModelOption, PlacementOptions};
 use crate::placement::{self, Placing};
@@ -42,6 +42,9 @@ impl Engine {
         let session = session(&checkpoint, &executor, compute)?;
         if place.explain {
             note!("{}", placement::explain(&placing));
+            for refusal in refusals(&executor, compute) {
+                note!("{refusal}");
+            }
         }
         let load_time = started.elapsed();
         Ok(Self { checkpoint, text, executor, session, placing, failure_noted: false, load_time })
@@ -98,6 +101,18 @@ pub(crate) fn describe(checkpoint: &Checkpoint, executor: &Executor, placing: &P
         format!(" and {}: {decode}, prompts {prompts}", gpu.device().info().full_name())
     });
     format!("{name} on the CPU with {threads}{} ({})", gpu.unwrap_or_default(), placing.why)
+}
+
+/// What the GPU is to compute and cannot, with reasons.
+fn refusals(executor: &Executor, compute: &ComputeOptions) -> Vec<String> {
+    let plans = || executor.planner().cases().iter().flat_map(|case| case.plan.steps());
+    let wanted =
+        |operation| plans().any(|step| step.operation == operation && step.placement.uses_igpu());
+    let refusal = |operation: Operation| {
+        let reason = executor.gpu_refusal(operation, compute.kv_type.into())?;
+        Some(format!("{} stays on the CPU: {reason}", operation.name()))
+    };
+    Operation::ALL.into_iter().filter(|&o| wanted(o)).filter_map(refusal).collect()
 }
 
 /// Tells the user where the GPU has failed and the CPU went on; answers whether it has.

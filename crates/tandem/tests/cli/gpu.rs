@@ -90,6 +90,17 @@ fn without_a_gpu_the_cpu_computes_and_says_so() {
 }
 
 #[test]
+fn what_the_gpu_cannot_compute_is_explained() {
+    let Some(device) = device() else { return };
+    let config = scratch("gpu-config");
+    let mut command = with(config.path());
+    command.args(RUN).args(["--device", device, "--placement", "igpu", "--kv-type", "q8_0"]);
+    let (_, notes) = run(command.arg("--explain"));
+    assert!(notes.contains("placed by --placement igpu"), "{notes}");
+    assert!(notes.contains("attention_compute stays on the CPU: "), "{notes}");
+}
+
+#[test]
 fn a_limit_keeps_the_gpu_out() {
     let Some(device) = device() else { return };
     let config = scratch("gpu-config");

@@ -35,7 +35,7 @@ pub struct Gpu {
     // Fields are dropped in this order: the context last.
     kernels: RefCell<HashMap<KernelKey, Kernel>>,
     programs: RefCell<HashMap<(&'static str, String), Program>>,
-    times: RefCell<Option<Vec<(&'static str, Arc<Event>)>>>,
+    times: RefCell<Option<Vec<Launched>>>,
     /// The newest command that nobody has waited for.
     newest: RefCell<Option<Arc<Event>>>,
     launches: Cell<usize>,
@@ -59,6 +59,9 @@ pub struct GpuOptions {
     /// Where compiled kernels are kept.
     pub cache: Option<ProgramCache>,
 }
+
+/// A kernel's name, and its launch.
+type Launched = (&'static str, Arc<Event>);
 
 /// A kernel: its source, its name there, and the numbers that it is compiled for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -179,15 +182,17 @@ impl Gpu {
     /// When the memory cannot be had.
     pub fn zeros<T: Element>(&self, len: usize) -> Result<GpuVec<T>> {
         let bytes = len * size_of::<T>();
+        let missing = |what| GpuError::Missing { device: self.device.info().full_name(), what };
         let storage = if self.memory.sharing() == Sharing::None {
+            self.memory
+                .refusal()
+                .map_or(Ok(()), |reason| Err(missing(format!("memory: {reason}"))))?;
             let buffer = Arc::new(Buffer::new(&self.context, bytes.max(1))?);
-            self.queue.write(&buffer, &vec![0; bytes])?;
+            self.queue.write(&buffer, 0, &vec![0; bytes])?;
             Storage::Device(buffer)
         } else {
-            Storage::Shared(self.memory.zeroed(bytes).map_err(|e| GpuError::Missing {
-                device: self.device.info().full_name(),
-                what: format!("memory: {e}"),
-            })?)
+            let memory = self.memory.zeroed(bytes);
+            Storage::Shared(memory.map_err(|e| missing(format!("memory: {e}")))?)
         };
         Ok(GpuVec { storage, len, numbers: PhantomData })
     }
@@ -214,7 +219,50 @@ impl Gpu {
         match &mut to.storage {
             Storage::Shared(own) => own.typed_mut().copy_from_slice(numbers),
             Storage::Device(buffer) => {
-                self.queue.write(buffer, bytes_of(numbers))?;
+                self.queue.write(buffer, 0, bytes_of(numbers))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces some of a vector's numbers, from `at` on.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When the vector has fewer.
+    pub fn write_at<T: Element>(&self, to: &mut GpuVec<T>, at: usize, numbers: &[T]) -> Result<()> {
+        let end = at + numbers.len();
+        assert!(end <= to.len, "numbers {at} to {end} of {}", to.len);
+        match &mut to.storage {
+            Storage::Shared(own) => own.typed_mut()[at..end].copy_from_slice(numbers),
+            Storage::Device(buffer) => {
+                self.queue.write(buffer, at * size_of::<T>(), bytes_of(numbers))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Some of a vector's numbers, from `at` on: as many as `numbers` has room for.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When the vector has fewer.
+    pub fn read_at<T: Element>(
+        &self,
+        from: &GpuVec<T>,
+        at: usize,
+        numbers: &mut [T],
+    ) -> Result<()> {
+        let end = at + numbers.len();
+        assert!(end <= from.len, "numbers {at} to {end} of {}", from.len);
+        match &from.storage {
+            Storage::Shared(own) => numbers.copy_from_slice(&own.typed()[at..end]),
+            Storage::Device(buffer) => {
+                self.queue.read(buffer, at * size_of::<T>(), bytes_of_mut(numbers))?;
             }
         }
         Ok(())
@@ -231,7 +279,7 @@ impl Gpu {
                 // Read into pages, which are aligned for numbers of every type.
                 let mut bytes = AlignedBuffer::zeroed(from.len * size_of::<T>())
                     .map_err(|e| GpuError::NoDevice(e.to_string()))?;
-                self.queue.read(buffer, bytes.as_mut_slice())?;
+                self.queue.read(buffer, 0, bytes.as_mut_slice())?;
                 Ok(bytes.typed().to_vec())
             }
         }
@@ -600,4 +648,10 @@ impl From<f32> for Arg<'_> {
 fn bytes_of<T: Element>(numbers: &[T]) -> &[u8] {
     // SAFETY: an `Element` has no padding, so all its bytes are initialised.
     unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
+}
+
+/// Numbers as bytes, for writing.
+fn bytes_of_mut<T: Element>(numbers: &mut [T]) -> &mut [u8] {
+    // SAFETY: an `Element` has no padding, and any bytes are one.
+    unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), size_of_val(numbers)) }
 }

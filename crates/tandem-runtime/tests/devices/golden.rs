@@ -16,6 +16,7 @@ fn the_random_model() {
                 setup.check_prompt(&prompt, BOUND);
                 setup.check_greedy(&prompt);
             }
+            assert!(setup.executor.gpu_failure().is_none(), "{what}");
         }
     });
 }
@@ -29,6 +30,7 @@ fn the_trained_model() {
             let prompt = &stories()[0];
             setup.check_prompt(prompt, BOUND);
             setup.check_greedy(prompt);
+            assert!(setup.executor.gpu_failure().is_none(), "{what}");
         }
     });
 }

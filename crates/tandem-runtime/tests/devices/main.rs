@@ -38,16 +38,26 @@ fn on_every_gpu(check: impl Fn(&str, &dyn Fn() -> Gpu)) {
             Gpu::open(device.clone(), options).expect("the device opens")
         };
         let best = open(None).memory().sharing();
-        let ways = if best == Sharing::UsmHost {
-            &[Sharing::UsmHost, Sharing::HostPointer][..]
-        } else {
-            &[Sharing::HostPointer]
+        // Every device can also be used as if its memory were its own.
+        let ways = match best {
+            Sharing::UsmHost => &[Sharing::UsmHost, Sharing::HostPointer, Sharing::None][..],
+            Sharing::HostPointer => &[Sharing::HostPointer, Sharing::None],
+            Sharing::None => &[Sharing::None],
         };
         for &sharing in ways {
             let what = format!("{}, {sharing:?}", device.info().full_name());
             check(&what, &|| open(Some(sharing)));
         }
     }
+}
+
+/// As [`on_every_gpu`], where memory is shared.
+fn on_every_shared_memory(check: impl Fn(&str, &dyn Fn() -> Gpu)) {
+    on_every_gpu(|what, gpu| {
+        if gpu().memory().sharing() != Sharing::None {
+            check(what, gpu);
+        }
+    });
 }
 
 /// Ways of sharing out a pass.

@@ -47,7 +47,8 @@ fn packed_models_keep_to_the_exact_path() {
                     let ids = greedy(&mut setup, &prompt.ids, count);
                     assert_eq!(ids, prompt.greedy[..count], "{what}");
                 }
-                assert!(setup.executor.gpu_failure().is_none(), "{what}");
+                let failure = setup.executor.gpu_failure();
+                assert!(failure.is_none(), "{what}: {failure:?}");
             }
         });
     }

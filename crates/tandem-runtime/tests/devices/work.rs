@@ -7,7 +7,7 @@ use tandem_runtime::plan::{Placement, Plan};
 use tandem_runtime::{LogitsFor, Operation as Op};
 
 use super::support::{BOUND, Setup};
-use super::{all_on_the_gpu, on_every_gpu, partition, setup};
+use super::{all_on_the_gpu, on_every_gpu, on_every_shared_memory, partition, setup};
 
 /// How often one token makes the CPU wait for the GPU.
 fn waits(setup: &mut Setup) -> usize {
@@ -81,7 +81,7 @@ fn the_profile_tells_the_devices_apart() {
 
 #[test]
 fn weights_are_used_where_they_are() {
-    on_every_gpu(|what, gpu| {
+    on_every_shared_memory(|what, gpu| {
         let setup = setup(gpu(), &golden_model(), Packing::AsInFile, KvType::F32, all_on_the_gpu);
         assert!(setup.executor.weights_are_in_place().unwrap(), "{what}");
     });

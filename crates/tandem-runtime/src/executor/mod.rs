@@ -135,6 +135,16 @@ impl Executor {
         self.igpu.as_ref().map(Igpu::gpu)
     }
 
+    /// The plans that passes follow.
+    pub fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    /// Follows other plans from now on.
+    pub fn set_planner(&mut self, planner: Planner) {
+        self.planner = planner;
+    }
+
     /// Why the GPU was put aside, if it was: what it failed at was computed on the CPU, and so is everything since.
     pub fn gpu_failure(&self) -> Option<&GpuError> {
         self.gpu_failure.as_ref()

@@ -28,6 +28,10 @@
 inline int dot4(uint a, uint b, int sum) {
 #ifdef DOT
     return sum + dot_4x8packed_ss_int(a, b);
+#elif defined(PTX_DOT)
+    // NVIDIA's OpenCL C has no function for its instruction.
+    asm("dp4a.s32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(a), "r"(b));
+    return sum;
 #else
     const int4 p = convert_int4(as_char4(a)) * convert_int4(as_char4(b));
     return sum + (p.x + p.y) + (p.z + p.w);

@@ -5,6 +5,7 @@
 
 #define HAS_BIAS 1u
 #define ADD_TO 2u
+#define SELECT 4u
 
 inline float weight(global const uchar *weights, ulong at) {
 #if KIND == 32
@@ -16,6 +17,41 @@ inline float weight(global const uchar *weights, ulong at) {
 #endif
 }
 
+// The team's part of the products of row `row` and the rows of `x` that are named.
+inline void add_columns(global const uchar *weights, uint row, uint cols, global const float *x, const uint *x_rows,
+                        local float *partial) {
+    float sums[TOKENS];
+    for (uint t = 0; t < TOKENS; t++) {
+        sums[t] = 0.0f;
+    }
+    for (uint col = LANE; col < cols; col += LANES) {
+        const float w = weight(weights, (ulong)row * cols + col);
+        for (uint t = 0; t < TOKENS; t++) {
+            sums[t] += w * x[(ulong)x_rows[t] * cols + col];
+        }
+    }
+    for (uint t = 0; t < TOKENS; t++) {
+        partial[(TEAM * TOKENS + t) * LANES + LANE] = sums[t];
+    }
+}
+
+// Adds up what the lanes of each team have, and writes it to rows `first` to `end` of `out`.
+inline void store_rows(local const float *partial, global const float *bias, uint rows, uint first, uint end,
+                       global float *out, uint flags) {
+    const uint i = get_local_id(0), token = first + i / TEAMS, row = get_group_id(0) * TEAMS + i % TEAMS;
+    if (i < TEAMS * TOKENS && token < end && row < rows) {
+        float sum = 0.0f;
+        for (uint lane = 0; lane < LANES; lane++) {
+            sum += partial[((i % TEAMS) * TOKENS + i / TEAMS) * LANES + lane];
+        }
+        if (flags & HAS_BIAS) {
+            sum += bias[row];
+        }
+        const ulong at = (ulong)token * rows + row;
+        out[at] = (flags & ADD_TO) ? out[at] + sum : sum;
+    }
+}
+
 // Group ids: 16 rows, block of tokens.
 KERNEL matvec_rows(IN(weights), const uint rows, const uint cols, IN(bias), IN(x), const uint tokens, OUT(out),
                    const uint flags) {
@@ -25,31 +61,35 @@ KERNEL matvec_rows(IN(weights), const uint rows, const uint cols, IN(bias), IN(x
     OUT_PTR(float, out);
     local float partial[TEAMS * TOKENS * LANES];
     const uint row = get_group_id(0) * TEAMS + TEAM, first = get_group_id(1) * TOKENS;
-    const uint my_row = min(row, rows - 1);
-    float sums[TOKENS];
+    uint x_rows[TOKENS];
     for (uint t = 0; t < TOKENS; t++) {
-        sums[t] = 0.0f;
+        x_rows[t] = min(first + t, tokens - 1);
     }
-    for (uint col = LANE; col < cols; col += LANES) {
-        const float w = weight(weights, (ulong)my_row * cols + col);
-        for (uint t = 0; t < TOKENS; t++) {
-            sums[t] += w * x[(ulong)min(first + t, tokens - 1) * cols + col];
-        }
-    }
+    add_columns(weights, min(row, rows - 1), cols, x, x_rows, partial);
+    barrier(CLK_LOCAL_MEM_FENCE);
+    store_rows(partial, bias, rows, first, tokens, out, flags);
+}
+
+// Products of the uses of experts, as in `matmul_packed.cl`. Group ids: 16 rows, expert, block of the expert's uses.
+KERNEL experts_rows(IN(weights), IN(matrices), const uint rows, const uint cols, IN(starts), IN(use_tokens),
+                    const uint uses, IN(x), OUT(out), const uint flags) {
+    IN_PTR(uchar, weights);
+    IN_PTR(ulong, matrices);
+    IN_PTR(uint, starts);
+    IN_PTR(uint, use_tokens);
+    IN_PTR(float, x);
+    OUT_PTR(float, out);
+    local float partial[TEAMS * TOKENS * LANES];
+    const uint row = get_group_id(0) * TEAMS + TEAM, expert = get_group_id(1);
+    const uint first = starts[expert] + get_group_id(2) * TOKENS, end = min(starts[expert + 1], uses);
+    uint x_rows[TOKENS];
     for (uint t = 0; t < TOKENS; t++) {
-        partial[(TEAM * TOKENS + t) * LANES + LANE] = sums[t];
+        const uint use = min(first + t, max(end, 1u) - 1);
+        x_rows[t] = (flags & SELECT) ? min(use_tokens[use], uses / 2 - 1) : use;
+    }
+    if (first < end) {
+        add_columns(weights + matrices[expert], min(row, rows - 1), cols, x, x_rows, partial);
     }
     barrier(CLK_LOCAL_MEM_FENCE);
-    const uint i = get_local_id(0), token = first + i / TEAMS, out_row = get_group_id(0) * TEAMS + i % TEAMS;
-    if (i < TEAMS * TOKENS && token < tokens && out_row < rows) {
-        float sum = 0.0f;
-        for (uint lane = 0; lane < LANES; lane++) {
-            sum += partial[((i % TEAMS) * TOKENS + i / TEAMS) * LANES + lane];
-        }
-        if (flags & HAS_BIAS) {
-            sum += bias[out_row];
-        }
-        const ulong at = (ulong)token * rows + out_row;
-        out[at] = (flags & ADD_TO) ? out[at] + sum : sum;
-    }
+    store_rows(partial, x, rows, first, end, out, flags);
 }

@@ -183,6 +183,7 @@ mod tests {
             subgroup_block_reads: false,
             fp16: false,
             integer_dot_product: false,
+            ptx_dot_product: false,
             exact_division: false,
             memory: 1 << 30,
             max_allocation: 1 << 29,

@@ -6,6 +6,7 @@
 
 use std::ffi::{CString, c_void};
 use std::ptr;
+use std::sync::Arc;
 
 use cl3::types::{
     cl_command_queue, cl_context, cl_device_id, cl_event, cl_kernel, cl_mem, cl_program,
@@ -67,8 +68,12 @@ owned!(
 // SAFETY: a context has no state that its users change; only kernels' arguments must not be set from two threads
 // at a time (OpenCL 3.0, appendix A.2).
 unsafe impl Sync for Context {}
+// SAFETY: as for contexts; events are only asked.
+unsafe impl Sync for Event {}
 // SAFETY: as for contexts; buffers are handed to commands only.
 unsafe impl Sync for Buffer {}
+// SAFETY: as for contexts; a queue takes commands from any thread.
+unsafe impl Sync for Queue {}
 
 impl Context {
     pub(crate) fn new(device: cl_device_id) -> Result<Self> {
@@ -99,6 +104,28 @@ impl Queue {
         cl3::command_queue::finish(self.raw()).named("clFinish")
     }
 
+    /// A point in the queue: over once everything before it is.
+    pub(crate) fn marker(&self) -> Result<Event> {
+        // SAFETY: the wait list is empty.
+        unsafe { cl3::command_queue::enqueue_marker_with_wait_list(self.raw(), 0, ptr::null()) }
+            .named("clEnqueueMarkerWithWaitList")
+            .map(Event)
+    }
+
+    /// Makes what is enqueued from now on wait for events, which may be other queues': those must have been flushed.
+    pub(crate) fn wait_for(&self, events: &[Arc<Event>]) -> Result<()> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let (count, list) = wait_list(events);
+        // SAFETY: the events are valid, and of this queue's context.
+        unsafe {
+            cl3::command_queue::enqueue_barrier_with_wait_list(self.raw(), count, list.as_ptr())
+        }
+        .named("clEnqueueBarrierWithWaitList")
+        .map(|event| drop(Event(event)))
+    }
+
     /// Enqueues a kernel with the arguments it has now.
     ///
     /// # Safety
@@ -127,15 +154,15 @@ impl Queue {
         .map(Event)
     }
 
-    /// Copies bytes into a buffer, and waits.
-    pub(crate) fn write(&self, buffer: &Buffer, bytes: &[u8]) -> Result<()> {
+    /// Copies bytes to `at` in a buffer, and waits.
+    pub(crate) fn write(&self, buffer: &Buffer, at: usize, bytes: &[u8]) -> Result<()> {
         // SAFETY: the call blocks until `bytes` has been read; OpenCL checks the size against the buffer's.
         unsafe {
             cl3::command_queue::enqueue_write_buffer(
                 self.raw(),
                 buffer.raw(),
                 1,
-                0,
+                at,
                 bytes.len(),
                 bytes.as_ptr().cast(),
                 0,
@@ -146,15 +173,88 @@ impl Queue {
         .map(|event| drop(Event(event)))
     }
 
-    /// Copies bytes out of a buffer, and waits.
-    pub(crate) fn read(&self, buffer: &Buffer, bytes: &mut [u8]) -> Result<()> {
+    /// Enqueues a copy of bytes to `at` in a buffer, once the events are over.
+    ///
+    /// # Safety
+    /// The bytes stay there, unchanged, until the copy is done.
+    pub(crate) unsafe fn write_later(
+        &self,
+        buffer: &Buffer,
+        at: usize,
+        start: *const u8,
+        bytes: usize,
+        after: &[Arc<Event>],
+    ) -> Result<Event> {
+        let (count, list) = wait_list(after);
+        let list = if count == 0 { ptr::null() } else { list.as_ptr() };
+        // SAFETY: the caller's promise; OpenCL checks the size against the buffer's.
+        unsafe {
+            cl3::command_queue::enqueue_write_buffer(
+                self.raw(),
+                buffer.raw(),
+                0,
+                at,
+                bytes,
+                start.cast(),
+                count,
+                list,
+            )
+        }
+        .named("clEnqueueWriteBuffer")
+        .map(Event)
+    }
+
+    /// Maps a buffer for the host to fill, until [`unmap`](Self::unmap).
+    pub(crate) fn map_for_writing(&self, buffer: &Buffer, size: usize) -> Result<*mut u8> {
+        let mut address: cl_mem = ptr::null_mut();
+        // SAFETY: the call blocks until the mapping is there; OpenCL checks the size against the buffer's.
+        unsafe {
+            cl3::command_queue::enqueue_map_buffer(
+                self.raw(),
+                buffer.raw(),
+                1,
+                cl3::memory::CL_MAP_WRITE,
+                0,
+                size,
+                &mut address,
+                0,
+                ptr::null(),
+            )
+        }
+        .named("clEnqueueMapBuffer")
+        .map(|event| drop(Event(event)))?;
+        Ok(address.cast())
+    }
+
+    /// Gives a mapping back.
+    ///
+    /// # Safety
+    /// `address` is from [`Self::map_for_writing`] of this buffer, and nothing uses the mapping any more.
+    pub(crate) unsafe fn unmap(&self, buffer: &Buffer, address: *mut u8) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            cl3::command_queue::enqueue_unmap_mem_object(
+                self.raw(),
+                buffer.raw(),
+                address.cast(),
+                0,
+                ptr::null(),
+            )
+        }
+        .named("clEnqueueUnmapMemObject")
+        .map(|event| drop(Event(event)))?;
+        self.finish()
+    }
+
+    /// Copies bytes from `at` in a buffer, and waits.
+    pub(crate) fn read(&self, buffer: &Buffer, at: usize, bytes: &mut [u8]) -> Result<()> {
         // SAFETY: the call blocks until `bytes` has been written; OpenCL checks the size against the buffer's.
         unsafe {
             cl3::command_queue::enqueue_read_buffer(
                 self.raw(),
                 buffer.raw(),
                 1,
-                0,
+                at,
                 bytes.len(),
                 bytes.as_mut_ptr().cast(),
                 0,
@@ -277,6 +377,15 @@ impl Buffer {
         .map(Self)
     }
 
+    /// Memory that the driver allocates for the host, from where copies to the device are fastest.
+    pub(crate) fn of_host(context: &Context, size: usize) -> Result<Self> {
+        let flags = cl3::memory::CL_MEM_READ_WRITE | cl3::memory::CL_MEM_ALLOC_HOST_PTR;
+        // SAFETY: no memory of ours is involved.
+        unsafe { cl3::memory::create_buffer(context.raw(), flags, size, ptr::null_mut()) }
+            .named("clCreateBuffer")
+            .map(Self)
+    }
+
     /// Memory of the host's, to be used in place.
     ///
     /// # Safety
@@ -291,16 +400,43 @@ impl Buffer {
 }
 
 impl Event {
-    /// Seconds from the command's start on the device to its end. The command must be done.
-    pub(crate) fn seconds(&self) -> Result<f64> {
+    /// Waits until the command is done.
+    pub(crate) fn wait(&self) -> Result<()> {
+        cl3::event::wait_for_events(&[self.raw()]).named("clWaitForEvents")
+    }
+
+    /// Whether the command is done.
+    ///
+    /// # Errors
+    /// When it has failed.
+    pub(crate) fn is_done(&self) -> Result<bool> {
+        use cl3::event::{CL_COMPLETE, CL_EVENT_COMMAND_EXECUTION_STATUS};
+        let status = cl3::event::get_event_info(self.raw(), CL_EVENT_COMMAND_EXECUTION_STATUS)
+            .named("clGetEventInfo")?
+            .to_int();
+        if status < 0 { Err(status).named("a kernel") } else { Ok(status == CL_COMPLETE) }
+    }
+
+    /// When the command began on the device and when it ended, in nanoseconds of the device's clock. It must be done.
+    pub(crate) fn interval(&self) -> Result<(u64, u64)> {
         use cl3::event::{CL_PROFILING_COMMAND_END, CL_PROFILING_COMMAND_START};
         let time = |what| {
             cl3::event::get_event_profiling_info(self.raw(), what)
                 .named("clGetEventProfilingInfo")
                 .map(|info| info.to_ulong())
         };
-        let nanoseconds =
-            time(CL_PROFILING_COMMAND_END)?.saturating_sub(time(CL_PROFILING_COMMAND_START)?);
-        Ok(nanoseconds as f64 * 1e-9)
+        Ok((time(CL_PROFILING_COMMAND_START)?, time(CL_PROFILING_COMMAND_END)?))
     }
+
+    /// Seconds from the command's start on the device to its end. The command must be done.
+    pub(crate) fn seconds(&self) -> Result<f64> {
+        let (start, end) = self.interval()?;
+        Ok(end.saturating_sub(start) as f64 * 1e-9)
+    }
+}
+
+/// Events as OpenCL takes them.
+fn wait_list(events: &[Arc<Event>]) -> (u32, Vec<cl_event>) {
+    let list: Vec<cl_event> = events.iter().map(|event| event.raw()).collect();
+    (u32::try_from(list.len()).unwrap_or(u32::MAX), list)
 }

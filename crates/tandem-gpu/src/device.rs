@@ -22,6 +22,11 @@ const USM_SHARED: u32 = 0x4192;
 const USM_SHARED_SYSTEM: u32 = 0x4194;
 const SUBGROUP_SIZES: u32 = 0x4108;
 const INTEGER_DOT_PRODUCT: u32 = 0x1073;
+/// `cl_nv_device_attribute_query`.
+const COMPUTE_CAPABILITY_MAJOR: u32 = 0x4000;
+const COMPUTE_CAPABILITY_MINOR: u32 = 0x4001;
+/// The compute capability that brought `dp4a` (PTX ISA 5.0).
+const PTX_DOT_CAPABILITY: (u32, u32) = (6, 1);
 /// `CL_DEVICE_INTEGER_DOT_PRODUCT_INPUT_4x8BIT_PACKED`.
 const DOT_4X8_PACKED: u64 = 1;
 
@@ -90,6 +95,8 @@ pub struct DeviceInfo {
     pub fp16: bool,
     /// Whether kernels can multiply and add four 8-bit integers at a time, packed in 32 bits.
     pub integer_dot_product: bool,
+    /// Whether kernels can do so by an instruction of NVIDIA's (`dp4a`), for which OpenCL C has no function there.
+    pub ptx_dot_product: bool,
     /// Whether f32 division and square root can be asked to be exact to rounding.
     pub exact_division: bool,
     /// Bytes of memory.
@@ -148,6 +155,8 @@ impl Device {
             fp16: has("cl_khr_fp16"),
             integer_dot_product: opencl_c >= (3, 0)
                 && q.u64(INTEGER_DOT_PRODUCT) & DOT_4X8_PACKED != 0,
+            ptx_dot_product: has("cl_nv_device_attribute_query")
+                && q.compute_capability() >= PTX_DOT_CAPABILITY,
             exact_division: q.u64(cl::CL_DEVICE_SINGLE_FP_CONFIG) & exact != 0,
             memory: q.u64(cl::CL_DEVICE_GLOBAL_MEM_SIZE),
             max_allocation: q.u64(cl::CL_DEVICE_MAX_MEM_ALLOC_SIZE),
@@ -232,6 +241,10 @@ impl Query {
         let len = bytes.len().min(8);
         number[..len].copy_from_slice(&bytes[..len]);
         u64::from_le_bytes(number)
+    }
+
+    fn compute_capability(&self) -> (u32, u32) {
+        (self.u32(COMPUTE_CAPABILITY_MAJOR), self.u32(COMPUTE_CAPABILITY_MINOR))
     }
 
     fn sizes(&self, what: u32) -> Vec<usize> {

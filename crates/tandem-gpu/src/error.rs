@@ -16,6 +16,9 @@ pub enum GpuError {
         /// The driver's answer.
         code: ClError,
     },
+    /// The device took longer than it may.
+    #[error("OpenCL: the device took {} s for what it was given: it hangs, or is far too slow", .0.as_secs())]
+    TimedOut(std::time::Duration),
     /// A kernel's source did not compile.
     #[error("OpenCL: {file} does not compile for {device}: {log}")]
     Build {
@@ -42,6 +45,9 @@ pub enum GpuError {
         /// The device.
         device: String,
     },
+    /// The cache of experts cannot be as asked for, or cannot hold what a pass needs.
+    #[error("expert cache: {0}")]
+    Cache(String),
     /// A device lacks what a kernel needs.
     #[error("{device} lacks {what}")]
     Missing {

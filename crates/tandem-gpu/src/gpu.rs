@@ -6,21 +6,29 @@
 //! queue keeps its kernels in order.
 #![allow(unsafe_code)]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tandem_memory::{AlignedBuffer, Allocator, Element};
 
 use crate::cl::{Buffer, Context, Event, Kernel, Program, Queue};
 use crate::device::Device;
 use crate::error::{GpuError, Result};
+use crate::fault::{Fault, Faults};
 use crate::memory::{Place, SharedMemory, Sharing};
 use crate::path::Path;
 use crate::program::{ProgramCache, Source, build};
+
+/// How long a wait asks the device again and again before it sleeps: waking up takes longer than many a kernel.
+const POLLING: Duration = Duration::from_micros(100);
+/// How long a device may take for what it was given. Nothing that is sensible takes that long, and time counts in which
+/// the program itself was stopped.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A device in use.
 #[derive(Debug)]
@@ -28,8 +36,13 @@ pub struct Gpu {
     // Fields are dropped in this order: the context last.
     kernels: RefCell<HashMap<KernelKey, Kernel>>,
     programs: RefCell<HashMap<(&'static str, String), Program>>,
-    times: RefCell<Option<Vec<(&'static str, Event)>>>,
-    queue: Queue,
+    times: RefCell<Option<Vec<Launched>>>,
+    /// The newest command that nobody has waited for.
+    newest: RefCell<Option<Arc<Event>>>,
+    launches: Cell<usize>,
+    waits: Cell<usize>,
+    faults: Faults,
+    queue: Arc<Queue>,
     memory: SharedMemory,
     cache: Option<ProgramCache>,
     device: Device,
@@ -47,6 +60,9 @@ pub struct GpuOptions {
     /// Where compiled kernels are kept.
     pub cache: Option<ProgramCache>,
 }
+
+/// A kernel's name, and its launch.
+type Launched = (&'static str, Arc<Event>);
 
 /// A kernel: its source, its name there, and the numbers that it is compiled for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -82,12 +98,16 @@ impl Gpu {
             return Err(GpuError::Missing { device: info.full_name(), what });
         }
         let context = Arc::new(Context::new(device.id)?);
-        let queue = Queue::new(&context, device.id)?;
+        let queue = Arc::new(Queue::new(&context, device.id)?);
         let memory = SharedMemory::new(&device, Arc::clone(&context), options.sharing);
         Ok(Self {
             kernels: RefCell::default(),
             programs: RefCell::default(),
             times: RefCell::default(),
+            newest: RefCell::default(),
+            launches: Cell::default(),
+            waits: Cell::default(),
+            faults: Faults::default(),
             queue,
             memory,
             cache: options.cache,
@@ -112,6 +132,36 @@ impl Gpu {
         &self.memory
     }
 
+    /// What its memory and queues belong to.
+    pub(crate) fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// The queue of its kernels.
+    pub(crate) fn queue(&self) -> &Arc<Queue> {
+        &self.queue
+    }
+
+    /// Kernels that were launched so far.
+    pub fn launches(&self) -> usize {
+        self.launches.get()
+    }
+
+    /// How often the CPU has waited for the device so far.
+    pub fn waits(&self) -> usize {
+        self.waits.get()
+    }
+
+    /// Lets `count` occasions for a fault pass, and has the next one fail: for tests.
+    #[doc(hidden)]
+    pub fn fail_after(&self, count: usize, fault: Fault) {
+        if fault == Fault::Allocation {
+            self.memory.refuse_after(count);
+        } else {
+            self.faults.arm(fault, count);
+        }
+    }
+
     /// Keeps the times of kernels from now on, or no longer.
     pub fn record_times(&self, wanted: bool) {
         self.times.replace(wanted.then(Vec::new));
@@ -133,15 +183,17 @@ impl Gpu {
     /// When the memory cannot be had.
     pub fn zeros<T: Element>(&self, len: usize) -> Result<GpuVec<T>> {
         let bytes = len * size_of::<T>();
+        let missing = |what| GpuError::Missing { device: self.device.info().full_name(), what };
         let storage = if self.memory.sharing() == Sharing::None {
+            self.memory
+                .refusal()
+                .map_or(Ok(()), |reason| Err(missing(format!("memory: {reason}"))))?;
             let buffer = Arc::new(Buffer::new(&self.context, bytes.max(1))?);
-            self.queue.write(&buffer, &vec![0; bytes])?;
+            self.queue.write(&buffer, 0, &vec![0; bytes])?;
             Storage::Device(buffer)
         } else {
-            Storage::Shared(self.memory.zeroed(bytes).map_err(|e| GpuError::Missing {
-                device: self.device.info().full_name(),
-                what: format!("memory: {e}"),
-            })?)
+            let memory = self.memory.zeroed(bytes);
+            Storage::Shared(memory.map_err(|e| missing(format!("memory: {e}")))?)
         };
         Ok(GpuVec { storage, len, numbers: PhantomData })
     }
@@ -168,7 +220,50 @@ impl Gpu {
         match &mut to.storage {
             Storage::Shared(own) => own.typed_mut().copy_from_slice(numbers),
             Storage::Device(buffer) => {
-                self.queue.write(buffer, bytes_of(numbers))?;
+                self.queue.write(buffer, 0, bytes_of(numbers))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces some of a vector's numbers, from `at` on.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When the vector has fewer.
+    pub fn write_at<T: Element>(&self, to: &mut GpuVec<T>, at: usize, numbers: &[T]) -> Result<()> {
+        let end = at + numbers.len();
+        assert!(end <= to.len, "numbers {at} to {end} of {}", to.len);
+        match &mut to.storage {
+            Storage::Shared(own) => own.typed_mut()[at..end].copy_from_slice(numbers),
+            Storage::Device(buffer) => {
+                self.queue.write(buffer, at * size_of::<T>(), bytes_of(numbers))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Some of a vector's numbers, from `at` on: as many as `numbers` has room for.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    ///
+    /// # Panics
+    /// When the vector has fewer.
+    pub fn read_at<T: Element>(
+        &self,
+        from: &GpuVec<T>,
+        at: usize,
+        numbers: &mut [T],
+    ) -> Result<()> {
+        let end = at + numbers.len();
+        assert!(end <= from.len, "numbers {at} to {end} of {}", from.len);
+        match &from.storage {
+            Storage::Shared(own) => numbers.copy_from_slice(&own.typed()[at..end]),
+            Storage::Device(buffer) => {
+                self.queue.read(buffer, at * size_of::<T>(), bytes_of_mut(numbers))?;
             }
         }
         Ok(())
@@ -185,7 +280,7 @@ impl Gpu {
                 // Read into pages, which are aligned for numbers of every type.
                 let mut bytes = AlignedBuffer::zeroed(from.len * size_of::<T>())
                     .map_err(|e| GpuError::NoDevice(e.to_string()))?;
-                self.queue.read(buffer, bytes.as_mut_slice())?;
+                self.queue.read(buffer, 0, bytes.as_mut_slice())?;
                 Ok(bytes.typed().to_vec())
             }
         }
@@ -225,9 +320,30 @@ impl Gpu {
         let wait = Wait(&self.queue);
         let result = work(&scope);
         std::mem::forget(wait);
-        let waited = self.queue.finish();
+        let waited = self.wait();
         let result = result?;
         waited.map(|()| result)
+    }
+
+    /// Waits for everything that was enqueued. Memory may be used again once this returns, whatever it answers: a device
+    /// that takes too long is waited for all the same, and reported afterwards.
+    fn wait(&self) -> Result<()> {
+        let Some(newest) = self.newest.take() else { return Ok(()) };
+        self.waits.set(self.waits.get() + 1);
+        let started = Instant::now();
+        let flushed = self.queue.flush();
+        let mut done = Ok(false);
+        while matches!(done, Ok(false)) && started.elapsed() < POLLING {
+            std::thread::yield_now();
+            done = newest.is_done();
+        }
+        // Commands end in order, and a failed one may not be the newest: only the queue knows of all.
+        self.queue.finish()?;
+        flushed.and(done)?;
+        self.faults.occasion(Fault::TimeOut, "clFinish")?;
+        self.faults.occasion(Fault::DeviceLost, "clFinish")?;
+        let taken = started.elapsed();
+        if taken > PATIENCE { Err(GpuError::TimedOut(taken)) } else { Ok(()) }
     }
 
     /// Makes sure that a kernel is compiled, and runs `use_it` with it.
@@ -250,6 +366,7 @@ impl Gpu {
         let program = match programs.entry((file, options)) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
+                self.faults.occasion(Fault::Build, "clBuildProgram")?;
                 let cache = self.cache.as_ref();
                 let options = entry.key().1.as_str();
                 let built = build(&self.context, &self.device, cache, work.source, options)?;
@@ -340,9 +457,13 @@ impl<'scope, 'env> Scope<'scope, 'env> {
                 // SAFETY: the caller's promise about the parameters' types.
                 index += unsafe { arg.set(gpu, kernel, index) }?;
             }
+            gpu.faults.occasion(Fault::Enqueue, "clEnqueueNDRangeKernel")?;
             // SAFETY: regions are borrowed for the scope, whose end waits for the queue; the rest is the caller's
             // promise.
             let event = unsafe { gpu.queue.launch(kernel, work.global, work.local) }?;
+            gpu.launches.set(gpu.launches.get() + 1);
+            let event = Arc::new(event);
+            gpu.newest.replace(Some(Arc::clone(&event)));
             if let Some(times) = gpu.times.borrow_mut().as_mut() {
                 times.push((work.name, event));
             }
@@ -359,7 +480,27 @@ pub struct Region<'scope, T> {
     lent: PhantomData<&'scope T>,
 }
 
+impl<'scope> Region<'scope, u8> {
+    /// The same bytes as numbers.
+    ///
+    /// # Panics
+    /// When they are no whole number of those, or do not begin where such numbers may.
+    #[must_use]
+    pub fn cast<T: Element>(&self) -> Region<'scope, T> {
+        let (Place::Pointer(start) | Place::Buffer(_, start)) = &self.place;
+        let fits = start.is_multiple_of(size_of::<T>()) && self.len.is_multiple_of(size_of::<T>());
+        assert!(fits, "{} bytes at {start} are no numbers of {}", self.len, size_of::<T>());
+        Region { place: self.place.clone(), len: self.len / size_of::<T>(), lent: PhantomData }
+    }
+}
+
 impl<T: Element> Region<'_, T> {
+    /// The first `len` numbers of a buffer of the device's own. Whoever makes it answers for the buffer's owner being
+    /// borrowed for the scope, and for the numbers being there.
+    pub(crate) fn of_buffer(buffer: &Arc<Buffer>, len: usize) -> Self {
+        Self { place: Place::Buffer(Arc::clone(buffer), 0), len, lent: PhantomData }
+    }
+
     /// How many numbers there are.
     pub fn len(&self) -> usize {
         self.len
@@ -508,4 +649,10 @@ impl From<f32> for Arg<'_> {
 fn bytes_of<T: Element>(numbers: &[T]) -> &[u8] {
     // SAFETY: an `Element` has no padding, so all its bytes are initialised.
     unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
+}
+
+/// Numbers as bytes, for writing.
+fn bytes_of_mut<T: Element>(numbers: &mut [T]) -> &mut [u8] {
+    // SAFETY: an `Element` has no padding, and any bytes are one.
+    unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), size_of_val(numbers)) }
 }

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
@@ -59,6 +60,8 @@ struct Shared {
     usm: Option<Usm>,
     /// What is allocated, by address of its first byte.
     allocations: Mutex<BTreeMap<usize, Allocation>>,
+    /// Allocations until one is refused, for tests.
+    until_refusal: AtomicUsize,
 }
 
 /// An allocation, as kernels take it.
@@ -90,7 +93,19 @@ impl SharedMemory {
         };
         let allocations = Mutex::default();
         let device = device.info().full_name();
-        Self(Arc::new(Shared { context, device, sharing, usm, allocations }))
+        let until_refusal = AtomicUsize::new(usize::MAX);
+        Self(Arc::new(Shared { context, device, sharing, usm, allocations, until_refusal }))
+    }
+
+    /// Refuses an allocation, after `count` others.
+    pub(crate) fn refuse_after(&self, count: usize) {
+        self.0.until_refusal.store(count, Ordering::Relaxed);
+    }
+
+    /// Why this allocation is one to be refused, if it is; none after it is.
+    pub(crate) fn refusal(&self) -> Option<&'static str> {
+        let now = self.0.until_refusal.fetch_sub(1, Ordering::Relaxed) == 0;
+        now.then_some("a test wants it so")
     }
 
     /// How memory is shared.
@@ -125,16 +140,27 @@ impl SharedMemory {
             device: self.0.device.clone(),
             reason: error.to_string(),
         };
+        if self.0.sharing != Sharing::None
+            && let Some(reason) = self.refusal()
+        {
+            return Err(refused(&reason));
+        }
         let (pages, buffer) = match (self.0.sharing, self.0.usm) {
             (Sharing::UsmHost, Some(usm)) => {
-                let bytes =
-                    len.max(1).checked_next_multiple_of(PAGE).ok_or(AllocError::TooLarge(len))?;
-                let start = usm
-                    .alloc_host(&self.0.context, bytes, PAGE as u32)
+                let bytes = len.max(1).checked_next_multiple_of(PAGE);
+                // PoCL 5 gives less alignment than it is asked for: with a page more there are whole ones within.
+                let (bytes, more) = bytes
+                    .and_then(|bytes| Some((bytes, bytes.checked_add(PAGE)?)))
+                    .ok_or(AllocError::TooLarge(len))?;
+                let block = usm
+                    .alloc_host(&self.0.context, more, PAGE as u32)
                     .map_err(|error| refused(&error))?;
-                // SAFETY: the driver has just given us so many bytes, writable.
+                let skip = block.addr().get().next_multiple_of(PAGE) - block.addr().get();
+                // SAFETY: the driver has given us a page more than `bytes`, writable, and `skip` is less than one.
+                let start = unsafe { block.add(skip) };
+                // SAFETY: as above.
                 unsafe { start.write_bytes(0, bytes) };
-                (Pages::Driver { usm, start, bytes }, None)
+                (Pages::Driver { usm, block, start, bytes }, None)
             }
             (Sharing::HostPointer, _) => {
                 let own = AlignedBuffer::zeroed(len)?;
@@ -177,8 +203,8 @@ struct Lent {
 
 #[derive(Debug)]
 enum Pages {
-    /// The driver's.
-    Driver { usm: Usm, start: NonNull<u8>, bytes: usize },
+    /// The driver's: whole pages within what it calls its block.
+    Driver { usm: Usm, block: NonNull<u8>, start: NonNull<u8>, bytes: usize },
     /// Ours.
     Own(AlignedBuffer),
 }
@@ -215,9 +241,9 @@ impl Drop for Lent {
     fn drop(&mut self) {
         // With its entry goes the buffer over our pages, before the pages themselves.
         self.shared.allocations().remove(&self.start().addr().get());
-        if let Pages::Driver { usm, start, .. } = &self.pages {
+        if let Pages::Driver { usm, block, .. } = &self.pages {
             // SAFETY: the memory is from this context's `alloc_host`, and its owner is gone.
-            unsafe { usm.free(&self.shared.context, *start) };
+            unsafe { usm.free(&self.shared.context, *block) };
         }
     }
 }

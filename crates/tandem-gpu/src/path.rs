@@ -37,6 +37,16 @@ impl Path {
         }
     }
 
+    /// Work-items that a compute unit has at a time: OpenCL cannot be asked. Devices with subgroups that a kernel can
+    /// ask for are Intel's, whose unit is 8 threads of 16 lanes; of others, units are as large as NVIDIA's, where
+    /// there are any.
+    pub(crate) const fn items_of_unit(self) -> usize {
+        match self {
+            Self::Dot | Self::Subgroup => 128,
+            Self::Portable => 2048,
+        }
+    }
+
     /// Whether a device has what it takes.
     pub fn runs_on(self, device: &DeviceInfo) -> bool {
         let subgroups = device.subgroup_sizes.contains(&LANES) && device.opencl_c >= (2, 0);
@@ -52,6 +62,9 @@ impl Path {
         let mut flags = self.flags(device.subgroup_block_reads, device.exact_division);
         if self == Self::Subgroup && device.opencl_c < (3, 0) {
             flags[0] = "-cl-std=CL2.0".to_owned();
+        }
+        if self == Self::Portable && device.ptx_dot_product {
+            flags.push("-DPTX_DOT".to_owned());
         }
         flags.join(" ")
     }

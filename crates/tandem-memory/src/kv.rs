@@ -10,6 +10,7 @@
 //! overwrites what the stopped one left.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::aligned::{AlignedBuffer, AllocError, Allocator, SystemMemory};
 use half::f16;
@@ -32,6 +33,12 @@ pub enum KvType {
 pub const KV_BLOCK: usize = 32;
 
 impl KvType {
+    /// Bytes of `count` numbers with their scales. The count is of whole blocks.
+    pub const fn bytes(self, count: usize) -> usize {
+        let [numbers, scales] = self.bytes_of(count);
+        numbers + scales
+    }
+
     /// Bytes of `count` numbers and of their scales. The count is of whole blocks.
     const fn bytes_of(self, count: usize) -> [usize; 2] {
         match self {
@@ -98,6 +105,8 @@ pub struct KvCache {
     kind: KvType,
     /// Positions written so far, for each layer.
     written: Vec<usize>,
+    /// For each layer a number that no other state of any cache has.
+    stamps: Vec<u64>,
     kv_heads: usize,
     head_dim: usize,
     capacity: usize,
@@ -140,8 +149,10 @@ impl KvCache {
             .try_fold(layers, usize::checked_mul)
             .filter(|&numbers| numbers > 0 && numbers.checked_mul(4).is_some())
             .ok_or(KvError::Shape { layers, kv_heads, head_dim, capacity })?;
-        let buffer = allocator.zeroed(kind.bytes_of(numbers).iter().sum())?;
-        Ok(Self { buffer, kind, written: vec![0; layers], kv_heads, head_dim, capacity })
+        let buffer = allocator.zeroed(kind.bytes(numbers))?;
+        let written = vec![0; layers];
+        let stamps = (0..layers).map(|_| new_stamp()).collect();
+        Ok(Self { buffer, kind, written, stamps, kv_heads, head_dim, capacity })
     }
 
     /// Tokens that every layer holds.
@@ -223,6 +234,7 @@ impl KvCache {
         len: usize,
     ) -> Result<Vec<KvPart<'_>>, KvError> {
         let tokens = self.check_write(layer, pos, k, v)?;
+        self.stamps[layer] = new_stamp();
         let len = len.clamp(1, tokens.max(1));
         let (half, row) = (self.half(), self.kind.bytes_of(self.head_dim));
         let mut rest = &mut self.buffer[2 * layer * half.iter().sum::<usize>()..];
@@ -243,6 +255,48 @@ impl KvCache {
         }
         self.written[layer] = pos + tokens;
         Ok(parts)
+    }
+
+    /// Counts `tokens` of `layer` as held, the first of them at position `pos`, for a device that writes their keys and
+    /// values into [`Self::bytes_mut`] itself. What the layer held from `pos` on is forgotten.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn claim(&mut self, layer: usize, pos: usize, tokens: usize) -> Result<(), KvError> {
+        self.check_room(layer, pos, tokens)?;
+        self.written[layer] = pos + tokens;
+        self.stamps[layer] = new_stamp();
+        Ok(())
+    }
+
+    /// What tells a layer's contents from what they were before any [`write`](Self::write) or [`claim`](Self::claim), and
+    /// from those of other caches: for whoever keeps a copy.
+    pub fn stamp(&self, layer: usize) -> u64 {
+        self.stamps[layer]
+    }
+
+    /// KV heads of a layer.
+    pub fn kv_heads(&self) -> usize {
+        self.kv_heads
+    }
+
+    /// Bytes of one head's key, or of its value, without scales.
+    pub fn row_bytes(&self) -> usize {
+        self.kind.bytes_of(self.head_dim)[0]
+    }
+
+    /// Keys and values of all layers, for a device that uses them in place.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    /// Where in [`Self::bytes_mut`] a layer's keys and its values are, `[kv_head][position][head_dim]`, without scales.
+    pub fn places(&self, layer: usize) -> [Range<usize>; 2] {
+        let [numbers, scales] = self.half();
+        [2 * layer, 2 * layer + 1].map(|half| {
+            let start = half * (numbers + scales);
+            start..start + numbers
+        })
     }
 
     /// Keys and values of one layer.
@@ -276,13 +330,6 @@ impl KvCache {
     ) -> Result<usize, KvError> {
         let fault = |what, expected: String, found| KvError::Write { what, expected, found };
         let token = self.kv_heads * self.head_dim;
-        let held = *self
-            .written
-            .get(layer)
-            .ok_or_else(|| fault("layer", format!("below {}", self.written.len()), layer))?;
-        if pos > held {
-            return Err(fault("position", format!("at most {held}"), pos));
-        }
         if !k.len().is_multiple_of(token) {
             return Err(fault("numbers in keys", format!("a multiple of {token}"), k.len()));
         }
@@ -290,14 +337,34 @@ impl KvCache {
             return Err(fault("numbers in values", k.len().to_string(), v.len()));
         }
         let tokens = k.len() / token;
+        self.check_room(layer, pos, tokens)?;
+        Ok(tokens)
+    }
+
+    /// Whether a layer can hold so many tokens from a position on.
+    fn check_room(&self, layer: usize, pos: usize, tokens: usize) -> Result<(), KvError> {
+        let fault = |what, expected: String, found| KvError::Write { what, expected, found };
+        let held = *self
+            .written
+            .get(layer)
+            .ok_or_else(|| fault("layer", format!("below {}", self.written.len()), layer))?;
+        if pos > held {
+            return Err(fault("position", format!("at most {held}"), pos));
+        }
         if tokens > self.capacity - pos {
             return Err(KvError::Full {
                 needed: pos.saturating_add(tokens),
                 capacity: self.capacity,
             });
         }
-        Ok(tokens)
+        Ok(())
     }
+}
+
+/// A number that was not used before in this process.
+fn new_stamp() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Room for keys, or for values.
@@ -637,6 +704,36 @@ mod tests {
         cache.write(0, 0, &[2.0; 2], &[2.0; 2]).unwrap();
         cache.write(1, 0, &[2.0; 2], &[2.0; 2]).unwrap();
         assert_eq!((cache.len(), cache.layer(0).len()), (1, 1));
+    }
+
+    /// What a device would do.
+    #[test]
+    fn claimed_tokens_are_read_from_where_they_belong() {
+        for kind in [KvType::F32, KvType::F16, KvType::Q8_0] {
+            let [mut written, mut claimed] =
+                [(); 2].map(|()| KvCache::new(2, 3, 32, 5, kind).unwrap());
+            written.write(1, 0, &numbers(192, 1), &numbers(192, 2)).unwrap();
+            for place in written.places(1) {
+                let bytes = written.bytes_mut()[place.clone()].to_vec();
+                claimed.bytes_mut()[place].copy_from_slice(&bytes);
+            }
+            claimed.claim(1, 0, 2).unwrap();
+            assert_eq!((claimed.len(), claimed.layer(1).len()), (0, 2));
+            if kind != KvType::Q8_0 {
+                for head in 0..3 {
+                    let read = |cache: &KvCache| {
+                        let layer = cache.layer(1);
+                        [layer.keys(head, 0..2), layer.values(head, 0..2)].map(to_f32)
+                    };
+                    assert_eq!(read(&claimed), read(&written));
+                }
+            }
+            let (stamp, other) = (claimed.stamp(1), claimed.stamp(0));
+            claimed.write(0, 0, &[0.0; 96], &[0.0; 96]).unwrap();
+            assert!(claimed.stamp(1) == stamp && claimed.stamp(0) != other);
+            assert!(claimed.claim(1, 3, 1).unwrap_err().to_string().contains("at most 2"));
+            assert!(claimed.claim(1, 2, 4).unwrap_err().to_string().contains("full"));
+        }
     }
 
     #[test]

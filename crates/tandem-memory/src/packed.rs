@@ -197,7 +197,6 @@ impl PackedLayout {
 #[derive(Clone, Copy, Debug)]
 pub struct PackedMatrix<'a> {
     layout: PackedLayout,
-    bytes: &'a [u8],
     quants: &'a [u8],
     scales: &'a [f16],
 }
@@ -211,12 +210,19 @@ impl<'a> PackedMatrix<'a> {
         assert_eq!(bytes.len(), layout.n_bytes(), "bytes of {layout:?}");
         let (quants, scales) = bytes.split_at(layout.quant_bytes());
         let bits: &[u16] = bytemuck::cast_slice(scales);
-        Self { layout, bytes, quants, scales: bits.reinterpret_cast() }
+        Self { layout, quants, scales: bits.reinterpret_cast() }
     }
 
-    /// All of it, quants and then scales.
-    pub fn bytes(&self) -> &'a [u8] {
-        self.bytes
+    /// The rows from `first` on, as a matrix of its own.
+    ///
+    /// # Panics
+    /// When that is in the middle of a tile, or beyond the last row.
+    #[must_use]
+    pub fn rows_from(&self, first: usize) -> Self {
+        let tile = first / TILE_ROWS;
+        assert!(first.is_multiple_of(TILE_ROWS) && first <= self.rows(), "rows from {first} on");
+        let (quants, scales) = self.tiles(tile..self.layout.tiles());
+        Self { layout: PackedLayout { rows: self.rows() - first, ..self.layout }, quants, scales }
     }
 
     /// The shape.
@@ -380,6 +386,25 @@ mod tests {
                 matrix.unpack_row(row, &mut raw);
                 let zeros = raw.chunks_exact(kind.dtype().block_bytes());
                 assert!(zeros.flat_map(|b| &b[2..]).all(|&q| q == kind.zero()));
+            }
+        }
+    }
+
+    #[test]
+    fn rows_from_a_tile_on_are_a_matrix() {
+        for kind in KINDS {
+            let layout = PackedLayout::new(kind, 40, 64).unwrap();
+            let buffer = pack(layout, &random(layout, 6));
+            let whole = PackedMatrix::new(layout, &buffer);
+            for first in [0, 16, 32] {
+                let part = whole.rows_from(first);
+                assert_eq!(part.rows(), 40 - first);
+                let mut rows = [vec![0; layout.file_row_bytes()], vec![0; layout.file_row_bytes()]];
+                for row in 0..part.rows() {
+                    part.unpack_row(row, &mut rows[0]);
+                    whole.unpack_row(first + row, &mut rows[1]);
+                    assert_eq!(rows[0], rows[1], "{kind:?} row {row} from {first} on");
+                }
             }
         }
     }

@@ -174,6 +174,20 @@ impl WeightStore {
         }
     }
 
+    /// A tensor's place in [`Self::bytes`].
+    ///
+    /// # Panics
+    /// If `id` is no tensor of the model.
+    pub fn place(&self, id: TensorId) -> Range<usize> {
+        let Placed { form, offset } = self.tensors[&id];
+        offset..offset + form.n_bytes()
+    }
+
+    /// All tensors, for a device that addresses the same memory or has a copy of it.
+    pub fn bytes(&self) -> &[u8] {
+        &self.buffer
+    }
+
     /// The allocation as words, whatever they mean.
     pub fn words(&self) -> &[u64] {
         self.buffer.typed()

@@ -109,8 +109,7 @@ fn declare(checkpoint: &Checkpoint, types: ConvertTypes) -> Result<Vec<TensorDec
 fn metadata(checkpoint: &Checkpoint, types: ConvertTypes) -> Result<Metadata> {
     let mut keys = Metadata::default();
     keys.insert("general.architecture", "phimoe");
-    let name = checkpoint.path().file_stem().map(|n| n.to_string_lossy().into_owned());
-    keys.insert("general.name", name.unwrap_or_else(|| "phimoe".to_owned()));
+    keys.insert("general.name", checkpoint.name());
     keys.insert("general.file_type", file_type(types.matrices));
     keys.insert("general.quantization_version", 2u32);
     checkpoint.config().to_gguf(&mut keys);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use tandem_gpu::Gpu;
 use tandem_memory::KvCache;
 
 use crate::error::{Result, RuntimeError};
@@ -143,6 +144,8 @@ pub struct Measured {
     pub repetitions: Vec<Repetition>,
     /// How often a token made the team's members wait for each other.
     pub barriers_per_token: f64,
+    /// How often a token made the CPU wait for the GPU.
+    pub waits_per_token: f64,
 }
 
 impl Measured {
@@ -169,20 +172,28 @@ pub fn run(
     });
     let prepared = Prepared::new(executor, kv, test)?;
     executor.profile().clear();
-    let mut rounds = 0;
+    let (mut rounds, mut waits) = (0, 0);
+    let waited = |executor: &Executor| executor.gpu().map_or(0, Gpu::waits);
     let mut before = Ceiling::measure(executor, threads)?;
     let repetitions = (0..repetitions)
         .map(|_| {
-            let first = executor.team().rounds();
+            let (first_round, first_wait) = (executor.team().rounds(), waited(executor));
             let rate = test.tokens() as f64 / prepared.time(executor, kv)?.as_secs_f64();
-            rounds += executor.team().rounds() - first;
+            rounds += executor.team().rounds() - first_round;
+            // A GPU that was put aside meanwhile takes its count with it.
+            waits += waited(executor).saturating_sub(first_wait);
             let after = Ceiling::measure(executor, threads)?;
             let ceiling = std::mem::replace(&mut before, after).midpoint(after);
             Ok(Repetition { rate, ceiling })
         })
         .collect::<Result<Vec<_>>>()?;
-    let barriers_per_token = rounds as f64 / (test.tokens() * repetitions.len()) as f64;
-    Ok(Measured { threads, repetitions, barriers_per_token })
+    let tokens = (test.tokens() * repetitions.len()) as f64;
+    Ok(Measured {
+        threads,
+        repetitions,
+        barriers_per_token: rounds as f64 / tokens,
+        waits_per_token: waits as f64 / tokens,
+    })
 }
 
 /// What a replayed text took.

@@ -1,5 +1,6 @@
 //! Why text could not be generated.
 
+use tandem_gpu::GpuError;
 use tandem_memory::{AllocError, KvError, MemoryError};
 use tandem_model::ModelError;
 
@@ -15,6 +16,9 @@ pub enum RuntimeError {
     /// Memory for activations.
     #[error("activations: {0}")]
     Activations(#[from] AllocError),
+    /// The GPU. A forward pass never ends with this one: it is computed on the CPU then.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
     /// The KV cache.
     #[error(transparent)]
     Kv(#[from] KvError),
@@ -36,6 +40,12 @@ pub enum RuntimeError {
         /// Its value.
         found: f32,
     },
+    /// The executor has no GPU.
+    #[error("there is no GPU to measure")]
+    NoGpu,
+    /// The GPU was put aside while it was measured.
+    #[error("the GPU failed: {0}")]
+    GpuFailed(String),
     /// There is nothing to continue.
     #[error("the prompt is empty: the model needs at least one token to continue from")]
     EmptyPrompt,

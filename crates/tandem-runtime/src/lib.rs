@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod calibrate;
 mod error;
 mod executor;
 mod experts;
 mod lookup;
 mod model;
+pub mod partition;
 pub mod perplexity;
 pub mod plan;
 mod profile;

@@ -1,7 +1,7 @@
 //! A model in memory: config and weights, shared by everything that computes with it.
 
 use tandem_cpu::ops::{LayerNorm, MatrixRef, Weights};
-use tandem_memory::{Packing, StoredTensor, WeightStore};
+use tandem_memory::{Allocator, Packing, StoredTensor, SystemMemory, WeightStore};
 use tandem_model::catalogue::LayerTensor;
 use tandem_model::{Checkpoint, PhimoeConfig, TensorId};
 
@@ -23,7 +23,7 @@ impl Model {
         threads: usize,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self> {
-        Self::load_with(checkpoint, Packing::Packed, threads, progress)
+        Self::load_in(&SystemMemory, checkpoint, Packing::Packed, threads, progress)
     }
 
     /// As [`Self::load`], with every matrix as it is in the file, so that all activations stay f32: the exact path,
@@ -36,16 +36,21 @@ impl Model {
         threads: usize,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self> {
-        Self::load_with(checkpoint, Packing::AsInFile, threads, progress)
+        Self::load_in(&SystemMemory, checkpoint, Packing::AsInFile, threads, progress)
     }
 
-    fn load_with(
+    /// As [`Self::load`], into memory from `allocator`: that of a GPU, which then uses the weights in place.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_in(
+        allocator: &dyn Allocator,
         checkpoint: &Checkpoint,
         packing: Packing,
         threads: usize,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self> {
-        let weights = WeightStore::load(checkpoint, packing, threads, progress)?;
+        let weights = WeightStore::load_in(allocator, checkpoint, packing, threads, progress)?;
         Ok(Self { config: checkpoint.config().clone(), weights })
     }
 
@@ -57,6 +62,11 @@ impl Model {
     /// Bytes of all weights.
     pub fn n_bytes(&self) -> usize {
         self.weights.n_bytes()
+    }
+
+    /// Where all weights are.
+    pub(crate) fn weights(&self) -> &WeightStore {
+        &self.weights
     }
 
     /// All weights as words, whatever they mean: to see how fast they can be read.

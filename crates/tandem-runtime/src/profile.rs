@@ -104,12 +104,20 @@ impl Operation {
 /// What an operation has cost so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
-    /// Time.
+    /// Time that the CPU worked, or handed work to another device.
     pub time: Duration,
-    /// Bytes of weights, or of keys and values, that had to be read from memory.
+    /// Time that it waited for another device.
+    pub waiting: Duration,
+    /// Bytes of weights, or of keys and values, that the CPU had to read from memory.
     pub bytes: u64,
     /// Additions and multiplications with them.
     pub arithmetic: u64,
+    /// Time that kernels took on the GPU, by its own clock, where [that is recorded](crate::Executor::record_gpu_times).
+    pub gpu_time: Duration,
+    /// As `bytes`, by the GPU. Of experts that it chose itself as many as the tokens could choose at most.
+    pub gpu_bytes: u64,
+    /// As `arithmetic`, by the GPU.
+    pub gpu_arithmetic: u64,
 }
 
 /// Costs by operation, and the clock that measures them.
@@ -133,7 +141,7 @@ impl Profile {
 
     /// Time of all operations.
     pub fn total_time(&self) -> Duration {
-        self.costs.iter().map(|cost| cost.time).sum()
+        self.costs.iter().map(|cost| cost.time + cost.waiting).sum()
     }
 
     /// Forgets all costs.
@@ -149,6 +157,25 @@ impl Profile {
     /// `operation` has taken the time since the last call.
     pub(crate) fn lap(&mut self, operation: Operation) {
         self.lap_with(operation, 0, 0);
+    }
+
+    /// `operation` has made the CPU wait for another device since the last call.
+    pub(crate) fn waited(&mut self, operation: Operation) {
+        let now = Instant::now();
+        self.costs[operation as usize].waiting += now - self.mark;
+        self.mark = now;
+    }
+
+    /// The GPU was given what reads `bytes` and computes `arithmetic`.
+    pub(crate) fn given_to_gpu(&mut self, operation: Operation, bytes: usize, arithmetic: usize) {
+        let cost = &mut self.costs[operation as usize];
+        cost.gpu_bytes += bytes as u64;
+        cost.gpu_arithmetic += arithmetic as u64;
+    }
+
+    /// Kernels took so long on the GPU.
+    pub(crate) fn on_gpu(&mut self, operation: Operation, time: Duration) {
+        self.costs[operation as usize].gpu_time += time;
     }
 
     /// As [`Self::lap`], of products.

@@ -97,9 +97,7 @@ impl Session {
     /// # Errors
     /// Where memory for the cache cannot be had.
     pub fn new(executor: &Executor, context: usize, kv_type: KvType) -> Result<Self> {
-        let c = executor.model().config();
-        let kv = KvCache::new(c.n_layers, c.n_kv_heads, c.head_dim, context, kv_type)?;
-        Ok(Self { kv, ids: Vec::new() })
+        Ok(Self { kv: executor.kv_cache(context, kv_type)?, ids: Vec::new() })
     }
 
     /// Tokens that the context holds.

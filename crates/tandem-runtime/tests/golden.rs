@@ -1,26 +1,20 @@
 //! The CPU engine against the data of `transformers`, in every way the engine can be set up.
 
+mod support;
+
 use std::path::Path;
 use std::sync::Arc;
 
+use support::{BOUND, Setup};
 use tandem_golden::{
-    Prompt, RouterChoices, WINDOW, check_logits, golden, golden_model, stories, stories_bf16,
-    windowed_logits,
+    WINDOW, check_logits, golden, golden_model, stories, stories_bf16, windowed_logits,
 };
 use tandem_memory::{KvCache, KvType};
 use tandem_model::Checkpoint;
-use tandem_runtime::{Executor, LogitsFor, Model, RouterTrace, evaluate};
-
-/// Of the range of the reference's logits.
-const BOUND: f32 = 1e-4;
+use tandem_runtime::{Executor, LogitsFor, Model, evaluate};
 
 /// With an f16 cache keys and values carry 11 bits.
 const BOUND_F16_CACHE: f32 = 2e-3;
-
-struct Setup {
-    executor: Executor,
-    kv: KvCache,
-}
 
 fn setup(
     folder: &Path,
@@ -37,46 +31,6 @@ fn setup(
     let c = model.config();
     let kv = KvCache::new(c.n_layers, c.n_kv_heads, c.head_dim, c.context_length, kv_type).unwrap();
     Setup { executor: Executor::new(model, threads, batch).unwrap(), kv }
-}
-
-fn choices(trace: &RouterTrace) -> RouterChoices {
-    let all = || trace.routing.iter().flatten();
-    RouterChoices {
-        experts: all().flat_map(|r| r.experts).map(|e| e as u32).collect(),
-        weights: all().flat_map(|r| r.weights).collect(),
-    }
-}
-
-impl Setup {
-    fn check_prompt(&mut self, prompt: &Prompt, bound: f32) {
-        let mut trace = RouterTrace::default();
-        let logits = evaluate(
-            &mut self.executor,
-            &mut self.kv,
-            &prompt.ids,
-            LogitsFor::All,
-            Some(&mut trace),
-        )
-        .unwrap();
-        prompt.check_logits(&logits, bound);
-        if prompt.router.is_some() {
-            prompt.check_router(&choices(&trace), bound);
-        }
-    }
-
-    fn check_greedy(&mut self, prompt: &Prompt) {
-        let mut logits =
-            evaluate(&mut self.executor, &mut self.kv, &prompt.ids, LogitsFor::Last, None).unwrap();
-        for (n, &expected) in prompt.greedy.iter().enumerate() {
-            let best = (0u32..).zip(&logits).max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
-            assert_eq!(best, expected, "{}: greedy token {n}", prompt.name);
-            logits = self
-                .executor
-                .forward(&[best], &mut self.kv, LogitsFor::Last, None)
-                .unwrap()
-                .to_vec();
-        }
-    }
 }
 
 #[test]

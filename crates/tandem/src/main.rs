@@ -14,6 +14,7 @@ mod demo;
 mod engine;
 mod interrupt;
 mod options;
+mod placement;
 mod progress;
 mod report;
 mod threads;
@@ -42,6 +43,8 @@ enum Command {
     Bench(commands::bench::BenchArgs),
     Perplexity(commands::perplexity::PerplexityArgs),
     Logits(commands::logits::LogitsArgs),
+    Calibrate(commands::calibrate::CalibrateArgs),
+    Plan(commands::plan::PlanArgs),
     Devices(commands::devices::DevicesArgs),
     Doctor(commands::doctor::DoctorArgs),
     Completions(commands::completions::CompletionsArgs),
@@ -57,6 +60,8 @@ fn main() -> ExitCode {
         Command::Bench(args) => commands::bench::bench(&args),
         Command::Perplexity(args) => commands::perplexity::perplexity(&args),
         Command::Logits(args) => commands::logits::logits(&args),
+        Command::Calibrate(args) => commands::calibrate::calibrate(&args),
+        Command::Plan(args) => commands::plan::plan(&args),
         Command::Devices(args) => commands::devices::list(&args),
         Command::Doctor(args) => commands::doctor::doctor(&args),
         Command::Completions(args) => commands::completions::completions::<Cli>(&args),

@@ -1,5 +1,8 @@
 //! Options that several commands share.
 
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::builder::FalseyValueParser;
@@ -7,6 +10,7 @@ use clap::{Args, ValueEnum};
 use tandem_cpu::Isa;
 use tandem_gpu::DeviceChoice;
 use tandem_memory::KvType;
+use tandem_runtime::partition::Wanted;
 use tandem_runtime::{DEFAULT_BATCH, SamplingParams};
 
 /// Which model, and where it comes from.
@@ -32,9 +36,59 @@ impl DeviceOption {
     }
 }
 
+/// Where the model is computed.
+#[derive(Args, Clone)]
+pub(crate) struct PlacementOptions {
+    /// Partition config: a YAML file that says where each operation is computed (see configs/partition.yaml)
+    #[arg(long, value_name = "FILE", env = "TANDEM_CONFIG", conflicts_with = "placement")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Where to compute: `auto` as `tandem calibrate` measured it to be fastest, and on the CPU where nothing is
+    /// measured; `cpu`; `igpu`; `default`, the usual partition; `split` or `split=R`, with the rows of large matrices on
+    /// both at the same time, R (0 to 1) of them on the GPU [default: auto]
+    #[arg(long, value_name = "WHERE", env = "TANDEM_PLACEMENT")]
+    pub(crate) placement: Option<PlacementChoice>,
+
+    /// Say why the model is computed where it is
+    #[arg(long, env = "TANDEM_EXPLAIN", value_parser = FalseyValueParser::new())]
+    pub(crate) explain: bool,
+}
+
+/// A partition with a short name.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum PlacementChoice {
+    /// The usual table.
+    Default,
+    /// The same for every operation.
+    Everything(Wanted),
+}
+
+impl FromStr for PlacementChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "default" => Ok(Self::Default),
+            _ => text.parse().map(Self::Everything).map_err(|e| format!("{e}; or default")),
+        }
+    }
+}
+
+impl fmt::Display for PlacementChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::Everything(wanted) => wanted.fmt(f),
+        }
+    }
+}
+
 /// How the model is computed.
 #[derive(Args, Clone)]
 pub(crate) struct ComputeOptions {
+    #[command(flatten)]
+    pub(crate) device: DeviceOption,
+
     /// Threads to compute with [default: one per core, low-power (LP-E) cores left out]
     #[arg(short, long, value_name = "N", env = "TANDEM_THREADS", value_parser = thread_count)]
     pub(crate) threads: Option<usize>,
@@ -79,6 +133,17 @@ pub(crate) enum KvPrecision {
     /// 8 bits: about half the memory of f16
     #[value(name = "q8_0")]
     Q8_0,
+}
+
+impl KvPrecision {
+    /// As it is written.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+            Self::Q8_0 => "q8_0",
+        }
+    }
 }
 
 impl From<KvPrecision> for KvType {

@@ -9,6 +9,14 @@ use crate::options::ComputeOptions;
 
 static TOPOLOGY: LazyLock<Topology> = LazyLock::new(Topology::detect);
 
+/// The CPU's name, as its maker gives it.
+pub(crate) fn cpu_name() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find(|line| line.starts_with("model name"));
+    let name = name.and_then(|line| line.split_once(':'));
+    name.map_or("CPU", |(_, name)| name.trim()).to_owned()
+}
+
 /// The threads that the options ask for.
 pub(crate) fn counts(compute: &ComputeOptions) -> Threads {
     let decode = compute.threads.unwrap_or_else(|| TOPOLOGY.default_threads());

@@ -66,6 +66,32 @@ pub fn add_weighted_rows<const N: usize>(
     });
 }
 
+/// Puts rows together whose first and last numbers were computed apart: `out[row] = first[row] last[row]`, or that is
+/// added to `out[row]`. All three are `[row][..]`, `out` with `width` numbers a row.
+///
+/// # Panics
+/// When the slices do not fit together.
+pub fn join_rows(
+    cpu: &Cpu,
+    (first, last): (&[f32], &[f32]),
+    out: &mut [f32],
+    width: usize,
+    accumulate: bool,
+) {
+    let rows = super::tokens("rows to put together", out.len(), width);
+    let split = super::tokens("their first numbers", first.len(), rows.max(1));
+    assert_eq!(first.len() + last.len(), out.len(), "numbers to put together");
+    prepare_rows(cpu, out, width, &|row, out| {
+        let (start, end) = out.split_at_mut(split);
+        let rest = width - split;
+        for (out, part) in
+            [(start, &first[row * split..][..split]), (end, &last[row * rest..][..rest])]
+        {
+            if accumulate { add(out, part) } else { out.copy_from_slice(part) }
+        }
+    });
+}
+
 /// Index of the largest number; the lowest index where several are. NaN counts as the largest, as in PyTorch,
 /// so that it is noticed.
 ///
@@ -105,6 +131,18 @@ mod tests {
         assert_eq!(acc, [1.5, 0.0]);
         add_scaled(&mut acc, &[1.0, 2.0], -0.5);
         assert_eq!(acc, [1.0, -1.0]);
+    }
+
+    #[test]
+    fn parts_of_rows_are_put_together() {
+        let cpu = Cpu::new(crate::ThreadTeam::new(2).unwrap());
+        let mut out = [9.0; 6];
+        join_rows(&cpu, (&[1.0, 4.0], &[2.0, 3.0, 5.0, 6.0]), &mut out, 3, false);
+        assert_eq!(out, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        join_rows(&cpu, (&[1.0, 1.0, 2.0, 2.0], &[0.5, 0.25]), &mut out, 3, true);
+        assert_eq!(out, [2.0, 3.0, 3.5, 6.0, 7.0, 6.25]);
+        join_rows(&cpu, (&[], &[1.0, 2.0]), &mut out[..2], 1, false);
+        assert_eq!(out[..2], [1.0, 2.0]);
     }
 
     #[test]

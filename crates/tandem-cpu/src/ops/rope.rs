@@ -29,6 +29,19 @@ impl Rope {
         self.table.extend((known..positions).flat_map(|position| angles(&self.inv_freq, position)));
     }
 
+    /// Writes cosine and sine of every pair, `[position][pair][2]`, of positions from `start` on: as many as `out` has
+    /// room for.
+    ///
+    /// # Panics
+    /// When `out` is not of whole positions.
+    pub fn write_angles(&self, start: usize, out: &mut [f32]) {
+        let positions = super::tokens("angles", out.len(), 2 * self.inv_freq.len());
+        let all = (start..start + positions).flat_map(|p| angles(&self.inv_freq, p));
+        for ([cos, sin], angle) in out.as_chunks_mut().0.iter_mut().zip(all) {
+            (*cos, *sin) = angle;
+        }
+    }
+
     /// Rotates the queries or keys (`[head][head_dim]`, any number of heads) of the token at `position`.
     ///
     /// # Panics

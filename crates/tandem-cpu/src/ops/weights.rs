@@ -17,6 +17,18 @@ pub enum Weights<'a> {
 }
 
 impl Weights<'_> {
+    /// The rows from `first` on, as a matrix of its own.
+    ///
+    /// # Panics
+    /// When that is beyond the last row or, of a packed matrix, in the middle of a tile.
+    #[must_use]
+    pub fn rows_from(self, first: usize) -> Self {
+        match self {
+            Self::Rows(matrix) => Self::Rows(matrix.row_range(first..matrix.rows)),
+            Self::Packed(matrix) => Self::Packed(matrix.rows_from(first)),
+        }
+    }
+
     /// Rows: features of the output.
     pub fn rows(&self) -> usize {
         match self {

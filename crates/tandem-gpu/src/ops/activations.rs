@@ -69,6 +69,24 @@ impl QuantizedVec {
         })
     }
 
+    /// Lends the room, with nothing in it yet: to be [filled](Quantized::refill).
+    ///
+    /// # Errors
+    /// When it belongs to another device.
+    pub fn lend<'scope>(
+        &'scope mut self,
+        scope: &'scope Scope<'scope, '_>,
+    ) -> Result<Quantized<'scope>> {
+        Ok(Quantized {
+            values: scope.vec_mut(&mut self.values)?,
+            scales: scope.vec_mut(&mut self.scales)?,
+            offsets: scope.vec_mut(&mut self.offsets)?,
+            cols: BLOCK_COLS,
+            tokens: 0,
+            precision: Precision::Bits8,
+        })
+    }
+
     /// Quantizes `x`, `[token][cols]`, into this room.
     ///
     /// A block that holds a number that is not finite is NaN as a whole.
@@ -85,15 +103,7 @@ impl QuantizedVec {
         cols: usize,
         precision: Precision,
     ) -> Result<Quantized<'scope>> {
-        let quantized = Quantized {
-            values: scope.vec_mut(&mut self.values)?,
-            scales: scope.vec_mut(&mut self.scales)?,
-            offsets: scope.vec_mut(&mut self.offsets)?,
-            cols,
-            tokens: 0,
-            precision,
-        };
-        quantized.refill(scope, x, cols, precision)
+        self.lend(scope)?.refill(scope, x, cols, precision)
     }
 
     /// What the 8 or 16 bits stand for, `[token][cols]`, of so many tokens.

@@ -58,10 +58,8 @@ impl<'scope> KvRegion<'scope> {
         assert!(kv > 0 && queries.is_multiple_of(kv), "{queries} heads, {kv} KV heads");
         let missing =
             |what| Err(GpuError::Missing { device: scope.gpu().device().info().full_name(), what });
-        if dim == 0 || !dim.is_multiple_of(4) || dim > GROUP {
-            return missing(format!(
-                "attention for heads of {dim}: expected a multiple of 4 up to {GROUP}"
-            ));
+        if let Some(fault) = attention_heads_fault(heads) {
+            return missing(fault);
         }
         let number_bytes = match kind {
             KvType::F16 => size_of::<f16>(),
@@ -196,6 +194,13 @@ impl<'scope> KvRegion<'scope> {
         // SAFETY: as above.
         unsafe { scope.launch(work, &[spans.into(), count.into(), out.into()]) }
     }
+}
+
+/// Why there are no kernels for such heads; none where there are.
+pub fn attention_heads_fault(heads: Heads) -> Option<String> {
+    let dim = heads.dim;
+    let fits = dim > 0 && dim.is_multiple_of(4) && dim <= GROUP;
+    (!fits).then(|| format!("attention for heads of {dim}: expected a multiple of 4 up to {GROUP}"))
 }
 
 /// Room for what attention computes of each span of keys, enough for every input over a cache of `capacity` positions.

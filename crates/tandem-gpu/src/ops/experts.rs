@@ -127,7 +127,34 @@ impl UsesVec {
     }
 }
 
-impl Uses<'_> {
+impl<'scope> Uses<'scope> {
+    /// Over memory of the caller's: `starts` has one more number than there are experts, `tokens` and `weights` one for
+    /// each use, `places` are `[token][2]`. Kernels keep to them whatever they hold.
+    ///
+    /// # Panics
+    /// When the lengths do not fit together.
+    pub fn new(
+        starts: RegionMut<'scope, u32>,
+        tokens: RegionMut<'scope, u32>,
+        weights: RegionMut<'scope, f32>,
+        places: RegionMut<'scope, u32>,
+    ) -> Self {
+        let uses = tokens.len();
+        assert!(starts.len() > 1 && uses.is_multiple_of(PER_TOKEN), "room for {uses} uses");
+        assert_eq!((weights.len(), places.len()), (uses, uses), "room for {uses} uses");
+        Self { starts, tokens, weights, places }
+    }
+
+    /// Uses.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Experts.
     pub fn n_experts(&self) -> usize {
         self.starts.len() - 1

@@ -1,9 +1,10 @@
 //! Products with packed weights.
 
-use tandem_memory::{PackedLayout, PackedMatrix, PackedType};
+use tandem_memory::{PackedLayout, PackedType};
 
 use super::{LOCAL, Quantized, Uses};
 use crate::error::Result;
+use crate::expert_cache::ResidentExperts;
 use crate::gpu::{Gpu, GpuVec, Region, RegionMut, Scope, Work};
 use crate::path::{GROUP, LANES};
 use crate::program::Source;
@@ -12,20 +13,26 @@ pub(crate) const MATMUL: Source =
     Source { file: "matmul_packed.cl", text: include_str!("../../kernels/matmul_packed.cl") };
 /// Up to so many tokens the columns of a tile are shared out, since there are too few tiles to keep a device busy.
 const FEW_TOKENS: usize = 8;
-/// Rows of activations that a team takes at a time: a sum in a register for each.
+/// Tokens of a prompt's batch.
+const PROMPT: usize = 256;
+/// Rows of activations that a team takes at a time: a sum in a register for each, and each of its tiles.
 const TEAM_ROWS: usize = 8;
+/// Tiles that a team takes at a time, at most: activations are loaded once for both.
+const TEAM_TILES: usize = 2;
 /// Tiles, and blocks of tokens, of a work-group.
 const SIDE: usize = 4;
 
 /// Flags of the kernels, as in their source.
 pub(super) const HAS_BIAS: usize = 1;
 pub(super) const ADD_TO: usize = 2;
-const SELECT: usize = 4;
+pub(super) const SELECT: usize = 4;
 
 /// A packed matrix that is lent to a device.
 #[derive(Clone, Debug)]
 pub struct PackedWeights<'scope> {
     layout: PackedLayout,
+    /// Those that are used, from the first on.
+    rows: usize,
     bytes: Region<'scope, u8>,
 }
 
@@ -36,15 +43,17 @@ impl<'scope> PackedWeights<'scope> {
     /// When there are more or fewer bytes than such a matrix has.
     pub fn new(layout: PackedLayout, bytes: Region<'scope, u8>) -> Self {
         assert_eq!(bytes.len(), layout.n_bytes(), "bytes of {layout:?}");
-        Self { layout, bytes }
+        Self { layout, rows: layout.rows(), bytes }
     }
 
-    /// Lends a matrix of the weight store.
+    /// The first `rows` rows, as a matrix of its own.
     ///
-    /// # Errors
-    /// When its memory is not shared with the device.
-    pub fn lend(scope: &'scope Scope<'scope, '_>, matrix: &PackedMatrix<'scope>) -> Result<Self> {
-        Ok(Self::new(matrix.layout(), scope.lend(matrix.bytes())?))
+    /// # Panics
+    /// When there are fewer.
+    #[must_use]
+    pub fn first_rows(self, rows: usize) -> Self {
+        assert!(rows <= self.rows, "{rows} rows of {}", self.rows);
+        Self { rows, ..self }
     }
 
     /// Encoding.
@@ -59,7 +68,7 @@ impl<'scope> PackedWeights<'scope> {
 
     /// Rows: features of the output.
     pub fn rows(&self) -> usize {
-        self.layout.rows()
+        self.rows
     }
 
     /// Columns: features of the input.
@@ -75,6 +84,47 @@ pub enum Output {
     Replace,
     /// It is added to what is there, as a branch to the residual stream.
     Add,
+}
+
+/// What a team takes of a product at a time.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    planes: usize,
+    tokens: usize,
+    tiles: usize,
+    /// Whether the teams of a group share the columns of their tiles.
+    columns_are_shared: bool,
+}
+
+impl Cut {
+    /// For a product of so many rows and tokens. More than a few tokens are added up in the same order whatever their
+    /// number, so that results do not depend on it.
+    fn of(gpu: &Gpu, rows: usize, tokens: usize, planes: usize) -> Self {
+        let few = tokens <= FEW_TOKENS;
+        let most = TEAM_ROWS / planes;
+        // Few are filled up to a power of two: each number would be a program of its own.
+        let tokens = if few { tokens.next_power_of_two().min(most) } else { most };
+        let units = gpu.device().info().compute_units as usize;
+        let enough_tiles = !few || rows >= units * TEAM_TILES * LANES;
+        let tiles = if tokens == most && enough_tiles { TEAM_TILES } else { 1 };
+        let items = rows * PROMPT / (TEAM_ROWS * TEAM_TILES);
+        let columns_are_shared = few || items < units * gpu.path().items_of_unit();
+        Self { planes, tokens, tiles, columns_are_shared }
+    }
+
+    /// For products of the uses of experts, of which there are `uses` at a time: there may be twice as many.
+    fn of_uses(uses: usize, planes: usize) -> Self {
+        let most = TEAM_ROWS / planes;
+        let tokens = (2 * uses).next_power_of_two().min(most);
+        let tiles = if tokens == most { TEAM_TILES } else { 1 };
+        Self { planes, tokens, tiles, columns_are_shared: true }
+    }
+
+    /// What the kernels are compiled for.
+    fn defines(self, kind: PackedType) -> [(&'static str, usize); 4] {
+        let Self { planes, tokens, tiles, .. } = self;
+        [("BITS", bits(kind)), ("PLANES", planes), ("TOKENS", tokens), ("TILES", tiles)]
+    }
 }
 
 /// `out = W x + b`, or `out += W x + b`, for every token of `x`; `out` is `[token][rows]`.
@@ -98,15 +148,10 @@ pub fn matmul(
     if let Some(bias) = bias {
         assert_eq!(bias.len(), rows, "matmul bias");
     }
-    let planes = x.planes();
-    let few = tokens <= FEW_TOKENS;
-    let most = TEAM_ROWS / planes;
-    // Few are filled up to a power of two: each number would be a program of its own.
-    let team_tokens = if few { tokens.next_power_of_two().min(most) } else { most };
-    let (tiles, blocks) = (weights.layout.tiles(), tokens.div_ceil(team_tokens));
-    let defines =
-        [("BITS", bits(weights.layout.kind())), ("PLANES", planes), ("TOKENS", team_tokens)];
-    let (name, global) = if few {
+    let cut = Cut::of(scope.gpu(), rows, tokens, x.planes());
+    let defines = cut.defines(weights.layout.kind());
+    let (tiles, blocks) = (rows.div_ceil(LANES * cut.tiles), tokens.div_ceil(cut.tokens));
+    let (name, global) = if cut.columns_are_shared {
         ("matvec", [tiles * GROUP, blocks, 1])
     } else {
         ("matmul", [tiles.div_ceil(SIDE) * GROUP, blocks.div_ceil(SIDE), 1])
@@ -124,6 +169,7 @@ pub fn matmul(
             work,
             &[
                 (&weights.bytes).into(),
+                weights.layout.quant_bytes().into(),
                 rows.into(),
                 weights.layout.blocks().into(),
                 bias,
@@ -159,12 +205,24 @@ impl ExpertStarts {
         let end = starts.iter().copied().max().unwrap_or(0);
         Ok(Self { end, starts: gpu.upload(starts)? })
     }
+
+    /// Holds matrices of so many bytes against what holds them.
+    pub(super) fn check(&self, matrix_bytes: usize, bytes: &Region<'_, u8>) {
+        let (end, size) = (self.end + matrix_bytes as u64, bytes.len() as u64);
+        assert!(end <= size, "a matrix ends at {end} of {size} bytes");
+    }
+
+    pub(super) fn vec(&self) -> &GpuVec<u64> {
+        &self.starts
+    }
 }
 
 /// The matrices of all experts of a layer, of one shape and in one allocation.
 #[derive(Clone, Debug)]
 pub struct ExpertWeights<'scope> {
     layout: PackedLayout,
+    /// Those of each that are used, from the first on.
+    rows: usize,
     bytes: Region<'scope, u8>,
     starts: Region<'scope, u64>,
 }
@@ -183,9 +241,47 @@ impl<'scope> ExpertWeights<'scope> {
         bytes: Region<'scope, u8>,
         starts: &'scope ExpertStarts,
     ) -> Result<Self> {
-        let (end, size) = (starts.end + layout.n_bytes() as u64, bytes.len() as u64);
-        assert!(end <= size, "a matrix ends at {end} of {size} bytes");
-        Ok(Self { layout, bytes, starts: scope.vec(&starts.starts)? })
+        starts.check(layout.n_bytes(), &bytes);
+        Ok(Self { layout, rows: layout.rows(), bytes, starts: scope.vec(&starts.starts)? })
+    }
+
+    /// The first `rows` rows of each matrix.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[must_use]
+    pub fn first_rows(self, rows: usize) -> Self {
+        assert!(rows <= self.rows, "{rows} rows of {}", self.rows);
+        Self { rows, ..self }
+    }
+
+    /// Encoding.
+    pub fn kind(&self) -> PackedType {
+        self.layout.kind()
+    }
+
+    /// Rows of a matrix.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns of a matrix.
+    pub fn cols(&self) -> usize {
+        self.layout.cols()
+    }
+
+    /// Gate (0), up (1) or down (2) matrices that a cache has on the device; only those it was asked for.
+    ///
+    /// # Panics
+    /// When such a matrix has another size.
+    pub fn resident(
+        layout: PackedLayout,
+        experts: &ResidentExperts<'scope>,
+        matrix: usize,
+    ) -> Self {
+        assert_eq!(layout.n_bytes(), experts.matrix_bytes(matrix), "bytes of {layout:?}");
+        let (bytes, starts) = experts.places(matrix);
+        Self { layout, rows: layout.rows(), bytes, starts }
     }
 }
 
@@ -213,32 +309,36 @@ pub fn matmul_experts(
     input: ExpertInput,
     out: &RegionMut<'_, f32>,
 ) -> Result<()> {
-    let layout = weights.layout;
+    let (layout, rows) = (weights.layout, weights.rows);
     let count = uses.tokens.len();
     let (tokens, planes) = (count / 2, x.planes());
     let expected = if input == ExpertInput::OfTokens { tokens } else { count };
     assert_eq!((layout.cols(), expected), (x.cols(), x.tokens()), "activations of experts");
     assert_eq!(weights.starts.len(), uses.n_experts(), "experts");
-    assert_eq!(out.len(), count * layout.rows(), "output of {count} uses");
-    // A token uses an expert once, so no expert has more uses than there are tokens.
-    let team_tokens = tokens.next_power_of_two().min(TEAM_ROWS / planes);
-    let defines = [("BITS", bits(layout.kind())), ("PLANES", planes), ("TOKENS", team_tokens)];
-    let global = [layout.tiles() * GROUP, uses.n_experts(), tokens.div_ceil(team_tokens)];
+    assert_eq!(out.len(), count * rows, "output of {count} uses");
+    // Of an expert on average.
+    let average = count.div_ceil(uses.n_experts());
+    let cut = Cut::of_uses(average, planes);
+    let defines = cut.defines(layout.kind());
+    let tiles = rows.div_ceil(LANES * cut.tiles);
+    let global = [tiles * GROUP, uses.n_experts(), (2 * average).div_ceil(cut.tokens)];
     let work = Work { source: MATMUL, name: "experts", defines: &defines, global, local: LOCAL };
     let (values, scales, offsets) = x.parts();
     let flags = SELECT * usize::from(input == ExpertInput::OfTokens);
-    // SAFETY: every matrix is within its bytes; uses are of tokens of this batch, by what grouped them, and the
-    // activations and the output are as many as those.
+    // SAFETY: every matrix is within its bytes; the kernel takes no use and no token beyond `count` and half of it, for
+    // which there are activations and results.
     unsafe {
         scope.launch(
             work,
             &[
                 (&weights.bytes).into(),
                 (&weights.starts).into(),
-                layout.rows().into(),
+                layout.quant_bytes().into(),
+                rows.into(),
                 layout.blocks().into(),
                 (&uses.starts).into(),
                 (&uses.tokens).into(),
+                count.into(),
                 values.into(),
                 scales.into(),
                 offsets.into(),

@@ -13,14 +13,17 @@ mod norm;
 mod rows;
 
 pub use activations::{Precision, Quantized, QuantizedVec};
-pub use attention::{Heads, KvRegion, attention_spans};
+pub use attention::{Heads, KvRegion, attention_heads_fault, attention_spans};
 pub use elementwise::{argmax, silu_mul};
 pub use experts::{Uses, UsesOnCpu, UsesVec, sparsemixer};
 pub use matmul::{
     ExpertInput, ExpertStarts, ExpertWeights, Output, PackedWeights, matmul, matmul_experts,
 };
 pub use norm::layer_norm;
-pub use rows::{FloatWeights, Table, embedding, matmul_rows};
+pub use rows::{
+    FloatExperts, FloatWeights, Table, embedding, has_float_kernels, matmul_experts_rows,
+    matmul_rows,
+};
 
 use crate::path::GROUP;
 

@@ -3,8 +3,8 @@
 use tandem_formats::DType;
 use tandem_memory::PackedType;
 
-use super::matmul::{ADD_TO, HAS_BIAS};
-use super::{LOCAL, Output, PackedWeights};
+use super::matmul::{ADD_TO, HAS_BIAS, SELECT};
+use super::{ExpertInput, ExpertStarts, LOCAL, Output, PackedWeights, Uses};
 use crate::error::{GpuError, Result};
 use crate::gpu::{Region, RegionMut, Scope, Work};
 use crate::path::{GROUP, LANES};
@@ -41,22 +41,154 @@ impl<'scope> FloatWeights<'scope> {
         bytes: Region<'scope, u8>,
         scope: &Scope<'_, '_>,
     ) -> Result<Self> {
-        // Numbers by which the kernels know encodings.
-        let kind = match dtype {
-            DType::F32 => 32,
-            DType::F16 => 16,
-            DType::BF16 => 17,
-            other => {
-                let device = scope.gpu().device().info().full_name();
-                return Err(GpuError::Missing { device, what: format!("kernels for {other}") });
-            }
-        };
-        assert_eq!(
-            dtype.bytes_for(cols).map(|row| row * rows),
-            Some(bytes.len()),
-            "bytes of a matrix of {rows} x {cols} {dtype}"
-        );
+        let kind = kind_of(dtype, scope)?;
+        let expected = matrix_bytes(dtype, rows, cols);
+        assert_eq!(bytes.len(), expected, "bytes of a matrix of {rows} x {cols} {dtype}");
         Ok(Self { kind, rows, cols, bytes })
+    }
+
+    /// The first `rows` rows, as a matrix of its own.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[must_use]
+    pub fn first_rows(self, rows: usize) -> Self {
+        assert!(rows <= self.rows, "{rows} rows of {}", self.rows);
+        Self { rows, ..self }
+    }
+
+    /// Rows: features of the output.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns: features of the input.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+}
+
+/// Whether there are kernels for weights of this encoding in rows.
+pub const fn has_float_kernels(dtype: DType) -> bool {
+    kind_number(dtype).is_some()
+}
+
+/// The number by which the kernels know an encoding.
+const fn kind_number(dtype: DType) -> Option<usize> {
+    match dtype {
+        DType::F32 => Some(32),
+        DType::F16 => Some(16),
+        DType::BF16 => Some(17),
+        _ => None,
+    }
+}
+
+fn kind_of(dtype: DType, scope: &Scope<'_, '_>) -> Result<usize> {
+    kind_number(dtype).ok_or_else(|| GpuError::Missing {
+        device: scope.gpu().device().info().full_name(),
+        what: format!("kernels for {dtype}"),
+    })
+}
+
+/// Bytes of a matrix of floats.
+fn matrix_bytes(dtype: DType, rows: usize, cols: usize) -> usize {
+    dtype.bytes_for(cols).map_or(0, |row| row * rows)
+}
+
+/// The matrices of all experts of a layer, of floats of one encoding and shape, in one allocation.
+#[derive(Clone, Debug)]
+pub struct FloatExperts<'scope> {
+    kind: usize,
+    rows: usize,
+    cols: usize,
+    bytes: Region<'scope, u8>,
+    starts: Region<'scope, u64>,
+}
+
+impl<'scope> FloatExperts<'scope> {
+    /// Matrices at their starts within `bytes`.
+    ///
+    /// # Errors
+    /// When the encoding is none of f32, f16 and bf16, or the starts belong to another device.
+    ///
+    /// # Panics
+    /// When a matrix is not within `bytes`.
+    pub fn new(
+        scope: &'scope Scope<'scope, '_>,
+        (dtype, rows, cols): (DType, usize, usize),
+        bytes: Region<'scope, u8>,
+        starts: &'scope ExpertStarts,
+    ) -> Result<Self> {
+        let kind = kind_of(dtype, scope)?;
+        starts.check(matrix_bytes(dtype, rows, cols), &bytes);
+        Ok(Self { kind, rows, cols, bytes, starts: scope.vec(starts.vec())? })
+    }
+
+    /// The first `rows` rows of each matrix.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[must_use]
+    pub fn first_rows(self, rows: usize) -> Self {
+        assert!(rows <= self.rows, "{rows} rows of {}", self.rows);
+        Self { rows, ..self }
+    }
+
+    /// Rows of a matrix.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+}
+
+/// `out = W x` for every use of an expert, with the expert's own matrix; `out` is `[use][rows]`, and `x` is
+/// `[token][cols]` or `[use][cols]`.
+///
+/// # Errors
+/// When the driver fails.
+///
+/// # Panics
+/// When the shapes do not fit together.
+pub fn matmul_experts_rows(
+    scope: &Scope<'_, '_>,
+    weights: &FloatExperts<'_>,
+    uses: &Uses<'_>,
+    x: &Region<'_, f32>,
+    input: ExpertInput,
+    out: &RegionMut<'_, f32>,
+) -> Result<()> {
+    let FloatExperts { kind, rows, cols, ref bytes, ref starts } = *weights;
+    let count = uses.tokens.len();
+    let tokens = count / 2;
+    let expected = if input == ExpertInput::OfTokens { tokens } else { count };
+    assert_eq!(x.len(), expected * cols, "activations of experts");
+    assert_eq!(starts.len(), uses.n_experts(), "experts");
+    assert_eq!(out.len(), count * rows, "output of {count} uses");
+    // A token uses an expert once, so no expert has more uses than there are tokens.
+    let group_tokens = tokens.next_power_of_two().min(TOKENS);
+    let defines = [("KIND", kind), ("TOKENS", group_tokens)];
+    let blocks = tokens.div_ceil(group_tokens);
+    let global = [rows.div_ceil(GROUP / LANES) * GROUP, uses.n_experts(), blocks];
+    let source = MATVEC_ROWS;
+    let work = Work { source, name: "experts_rows", defines: &defines, global, local: LOCAL };
+    let flags = SELECT * usize::from(input == ExpertInput::OfTokens);
+    // SAFETY: every matrix is within its bytes; the kernel takes no use and no token beyond `count` and half of it, for
+    // which there are activations and results.
+    unsafe {
+        scope.launch(
+            work,
+            &[
+                bytes.into(),
+                starts.into(),
+                rows.into(),
+                cols.into(),
+                (&uses.starts).into(),
+                (&uses.tokens).into(),
+                count.into(),
+                x.into(),
+                out.into(),
+                flags.into(),
+            ],
+        )
     }
 }
 

@@ -1,7 +1,8 @@
 //! The router's choices, their order by expert, the experts' products and the sum of their results.
 
+use tandem_formats::{DType, blocks};
 use tandem_gpu::ops::{
-    self, ExpertInput, ExpertStarts, ExpertWeights, Precision, QuantizedVec, UsesVec,
+    self, ExpertInput, ExpertStarts, ExpertWeights, FloatExperts, Precision, QuantizedVec, UsesVec,
 };
 use tandem_memory::{PackedLayout, PackedType};
 use tandem_model::router::{Routing, sparsemixer};
@@ -106,6 +107,65 @@ fn uses_are_ordered_by_expert_and_then_by_token() {
             }
             for (use_, &choice) in order.iter().enumerate() {
                 assert_eq!(found.places[choice] as usize, use_, "{what}");
+            }
+        }
+    });
+}
+
+/// As below, of weights in rows; and with fewer rows than the matrices have.
+#[test]
+fn experts_of_floats_are_multiplied_in_f32() {
+    on_every_gpu(|what, gpu| {
+        let mut rng = Rng::new(54);
+        let (n_experts, rows, cols) = (8, 40, 33);
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let step = dtype.bytes_for(rows * cols).unwrap().next_multiple_of(64);
+            let starts: Vec<u64> = (0..n_experts).map(|e| (e * step) as u64).collect();
+            let mut store = vec![0; n_experts * step];
+            let matrices: Vec<Vec<f32>> = store
+                .chunks_exact_mut(step)
+                .map(|place| {
+                    let bytes = &mut place[..dtype.bytes_for(rows * cols).unwrap()];
+                    blocks::quantize(dtype, &numbers(&mut rng, rows * cols), bytes).unwrap();
+                    let mut plain = vec![0.0; rows * cols];
+                    blocks::dequantize(dtype, bytes, &mut plain);
+                    plain
+                })
+                .collect();
+            let (store, starts) =
+                (gpu.upload(&store).unwrap(), ExpertStarts::new(gpu, &starts).unwrap());
+            for (tokens, part) in [(1, rows), (1, 16), (30, rows), (30, 32)] {
+                let (chosen, weights) = choices(&mut rng, tokens, n_experts);
+                let (c, w) = (gpu.upload(&chosen).unwrap(), gpu.upload(&weights).unwrap());
+                for input in [ExpertInput::OfTokens, ExpertInput::OfUses] {
+                    let inputs = if input == ExpertInput::OfTokens { tokens } else { 2 * tokens };
+                    let x = numbers(&mut rng, inputs * cols);
+                    let x_vec = gpu.upload(&x).unwrap();
+                    let mut uses = UsesVec::new(gpu, n_experts, tokens).unwrap();
+                    let mut out = gpu.upload(&vec![f32::NAN; 2 * tokens * part]).unwrap();
+                    gpu.scope(|scope| {
+                        let uses = uses.lend(scope, tokens)?;
+                        uses.group(scope, &scope.vec(&c)?, &scope.vec(&w)?)?;
+                        let shape = (dtype, rows, cols);
+                        let experts = FloatExperts::new(scope, shape, scope.vec(&store)?, &starts)?;
+                        let (experts, x) = (experts.first_rows(part), scope.vec(&x_vec)?);
+                        let out = scope.vec_mut(&mut out)?;
+                        ops::matmul_experts_rows(scope, &experts, &uses, &x, input, &out)
+                    })
+                    .unwrap();
+                    let (uses, out) = (uses.read(gpu).unwrap(), gpu.read(&out).unwrap());
+                    for (expert, matrix) in matrices.iter().enumerate() {
+                        for use_ in uses.starts[expert] as usize..uses.starts[expert + 1] as usize {
+                            let token = uses.tokens[use_] as usize;
+                            let row = if input == ExpertInput::OfTokens { token } else { use_ };
+                            let x = &x[row * cols..][..cols];
+                            let expected =
+                                products(&matrix[..part * cols], None, x, cols, 24.0, 1.0);
+                            let what = format!("{what}: {dtype} {input:?} use {use_} of {tokens}");
+                            assert_close(&what, &out[use_ * part..][..part], &expected);
+                        }
+                    }
+                }
             }
         }
     });

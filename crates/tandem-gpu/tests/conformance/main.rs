@@ -7,6 +7,7 @@
 
 mod attention;
 mod devices;
+mod expert_cache;
 mod experts;
 mod memory;
 mod packed;

@@ -126,6 +126,36 @@ fn every_size_and_number_of_tokens() {
     });
 }
 
+/// What a device does that shares a matrix's rows with another.
+#[test]
+fn the_first_rows_are_a_matrix_of_their_own() {
+    on_every_gpu(|what, gpu| {
+        let mut rng = Rng::new(38);
+        let (rows, cols) = (70, 448);
+        for kind in KINDS {
+            let weights = Packed::random(&mut rng, kind, rows, cols);
+            let bytes = gpu.upload(&weights.bytes).unwrap();
+            for (tokens, part) in [(1, 16), (3, 48), (20, 32), (20, 70)] {
+                let x = gpu.upload(&numbers(&mut rng, tokens * cols)).unwrap();
+                let mut room = QuantizedVec::new(gpu, x.len(), Precision::Bits8).unwrap();
+                let mut out = gpu.upload(&vec![f32::NAN; tokens * part]).unwrap();
+                gpu.scope(|scope| {
+                    let x = room.fill(scope, &scope.vec(&x)?, cols, Precision::Bits8)?;
+                    let weights = PackedWeights::new(weights.layout, scope.vec(&bytes)?);
+                    let (weights, out) = (weights.first_rows(part), scope.vec_mut(&mut out)?);
+                    ops::matmul(scope, &weights, None, &x, Output::Replace, &out)
+                })
+                .unwrap();
+                let seen = room.dequantize(gpu, tokens, cols, Precision::Bits8).unwrap();
+                let plain = &weights.plain[..part * cols];
+                let expected = products(plain, None, &seen, cols, 20.0, 65504.0);
+                let what = format!("{what}: {kind:?} {part} rows, {tokens} tokens");
+                assert_close(&what, &gpu.read(&out).unwrap(), &expected);
+            }
+        }
+    });
+}
+
 /// The largest and smallest quants, scales at the ends of f16, and activations that make every sum as large as it
 /// can be, so that whatever saturates does.
 #[test]

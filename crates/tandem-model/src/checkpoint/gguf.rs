@@ -48,8 +48,11 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint> {
         Ok((name, found))
     })?;
     let template = keys.str("tokenizer.chat_template")?.map(str::to_owned);
+    let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let name = keys.str("general.name")?.map_or_else(stem, str::to_owned);
     Ok(Checkpoint {
         path: path.to_owned(),
+        name,
         config,
         special,
         files,

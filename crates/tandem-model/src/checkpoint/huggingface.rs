@@ -63,6 +63,7 @@ pub(super) fn open(folder: &Path) -> Result<Checkpoint> {
     })?;
     Ok(Checkpoint {
         path: folder.to_owned(),
+        name: model_name(folder),
         config,
         special,
         files,
@@ -70,6 +71,19 @@ pub(super) fn open(folder: &Path) -> Result<Checkpoint> {
         container: Container::HuggingFace,
         text: TextSource::Folder,
     })
+}
+
+/// The folder's name. In the hub's cache, where that is a revision, the name of the repository, which a folder
+/// `models--organisation--name` above it has.
+fn model_name(folder: &Path) -> String {
+    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let names: Vec<_> =
+        whole.components().rev().map(|part| part.as_os_str().to_string_lossy()).collect();
+    let repository = names.iter().find_map(|name| name.strip_prefix("models--"));
+    match repository.and_then(|name| name.rsplit("--").next()) {
+        Some(name) => name.to_owned(),
+        None => names[0].to_string(),
+    }
 }
 
 /// `generation_config.json` has the last word on stop ids; `config.json` usually names only one of them.

@@ -25,6 +25,7 @@ pub use summary::{ComponentSummary, Summary};
 /// An opened model: config, tensor places, and what its text side is made from.
 pub struct Checkpoint {
     path: PathBuf,
+    name: String,
     config: PhimoeConfig,
     special: SpecialIds,
     files: Vec<InputFile>,
@@ -96,6 +97,11 @@ impl Checkpoint {
     /// The path that was opened.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What the model is called: by its GGUF file, on the hub it comes from, or by its folder.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The model's shape.

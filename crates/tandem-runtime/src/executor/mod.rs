@@ -8,7 +8,9 @@
 //! writes lies in [`activations`]; `cpu/` has the operations as the CPU computes them.
 
 mod activations;
+mod both;
 mod cpu;
+mod igpu;
 mod output;
 mod pass;
 mod threads;
@@ -18,15 +20,17 @@ use std::sync::Arc;
 use tandem_cpu::measure::{int8_peak, read_bandwidth};
 use tandem_cpu::ops::{Largest, Rope};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
-use tandem_memory::{AlignedBuffer, KvCache, MemoryError, SystemMemory};
+use tandem_gpu::{Gpu, GpuError};
+use tandem_memory::{AlignedBuffer, AllocError, KvCache, KvType, MemoryError, SystemMemory};
 
 use crate::bench::median;
 use crate::error::{Result, RuntimeError};
 use crate::model::Model;
 use crate::plan::Planner;
-use crate::profile::Profile;
+use crate::profile::{Operation, Profile};
 use activations::Activations;
 use cpu::CpuInput;
+use igpu::Igpu;
 use pass::{Batch, Pass};
 
 pub(crate) use activations::{Activation, Memory};
@@ -43,12 +47,16 @@ const SMALL_MODEL: usize = 256 << 20;
 pub struct Executor {
     model: Arc<Model>,
     cpu: Cpu,
+    igpu: Option<Igpu>,
+    gpu_failure: Option<GpuError>,
     threads: Threads,
     planner: Planner,
     rope: Rope,
     batch: usize,
     memory: Memory,
     activations: Activations,
+    /// Room for results of two devices, where there are two.
+    parts: Activation<f32>,
     input: CpuInput,
     profile: Profile,
 }
@@ -67,21 +75,111 @@ impl Executor {
     /// An executor on the CPU whose team others may use too: each [`Self::forward`] is one turn with it. Where the team
     /// has fewer members than `threads` asks for, with all of them.
     pub fn with_cpu(model: Arc<Model>, cpu: Cpu, threads: Threads, batch: usize) -> Self {
+        let planner = Planner::cpu(model.config());
+        Self::assemble(model, cpu, threads, batch, planner, Arc::new(SystemMemory))
+    }
+
+    /// An executor that computes on the CPU, on a GPU, or on both, as `planner` says. The model must be
+    /// [loaded](Model::load_in) into the GPU's [memory](Gpu::memory), and KV caches be of [`Self::kv_cache`].
+    ///
+    /// # Errors
+    /// When the GPU cannot use the weights, or its memory cannot be had.
+    pub fn with_devices(
+        model: Arc<Model>,
+        cpu: Cpu,
+        threads: Threads,
+        batch: usize,
+        gpu: Option<Gpu>,
+        planner: Planner,
+    ) -> Result<Self> {
+        let Some(gpu) = gpu else {
+            let memory = Arc::new(SystemMemory);
+            return Ok(Self::assemble(model, cpu, threads, batch, planner, memory));
+        };
+        let memory = Arc::new(gpu.memory().clone());
+        let igpu = Igpu::new(gpu, &model, batch.max(1))?;
+        let executor = Self::assemble(model, cpu, threads, batch, planner, memory);
+        Ok(Self { igpu: Some(igpu), ..executor })
+    }
+
+    fn assemble(
+        model: Arc<Model>,
+        cpu: Cpu,
+        threads: Threads,
+        batch: usize,
+        planner: Planner,
+        memory: Memory,
+    ) -> Self {
         let config = model.config();
         let rope = Rope::new(config.head_dim, config.rope_theta);
         let most = |threads: usize| threads.clamp(1, cpu.team().size());
         Self {
             threads: Threads { decode: most(threads.decode), prefill: most(threads.prefill) },
-            planner: Planner::cpu(config),
+            planner,
             cpu,
+            igpu: None,
+            gpu_failure: None,
             rope,
             batch: batch.max(1),
-            memory: Arc::new(SystemMemory),
+            memory,
             activations: Activations::default(),
+            parts: Activation::default(),
             input: CpuInput::default(),
             profile: Profile::default(),
             model,
         }
+    }
+
+    /// The GPU that takes part, if one does.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.igpu.as_ref().map(Igpu::gpu)
+    }
+
+    /// The plans that passes follow.
+    pub fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    /// Follows other plans from now on.
+    pub fn set_planner(&mut self, planner: Planner) {
+        self.planner = planner;
+    }
+
+    /// Why the GPU was put aside, if it was: what it failed at was computed on the CPU, and so is everything since.
+    pub fn gpu_failure(&self) -> Option<&GpuError> {
+        self.gpu_failure.as_ref()
+    }
+
+    /// Whether the GPU uses the model's weights where they are, by its driver's own account; not so where there is none.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn weights_are_in_place(&self) -> Result<bool> {
+        let weights = self.model.weights().bytes();
+        Ok(self.gpu().map(|gpu| gpu.is_in_place(weights)).transpose()?.unwrap_or(false))
+    }
+
+    /// Whether the [profile](Self::profile) is to have the times that kernels took on the GPU, which costs it a little.
+    pub fn record_gpu_times(&mut self, wanted: bool) {
+        if let Some(igpu) = &mut self.igpu {
+            igpu.record_times(wanted);
+        }
+    }
+
+    /// Why the GPU does not compute an operation with a cache of that type, whatever the plan says; `None` where it does,
+    /// or where there is no GPU.
+    pub fn gpu_refusal(&self, operation: Operation, kv: KvType) -> Option<&str> {
+        self.igpu.as_ref()?.refusal(operation, kv)
+    }
+
+    /// An empty KV cache with room for `capacity` tokens, in memory that every device uses.
+    ///
+    /// # Errors
+    /// Where memory cannot be had, or the type does not suit the model.
+    pub fn kv_cache(&self, capacity: usize, kind: KvType) -> Result<KvCache> {
+        let c = self.model.config();
+        let (layers, heads, dim) = (c.n_layers, c.n_kv_heads, c.head_dim);
+        Ok(KvCache::new_in(&*self.memory, layers, heads, dim, capacity, kind)?)
     }
 
     /// The model.
@@ -182,35 +280,76 @@ impl Executor {
         Ok(largest.into_iter().map(Largest::into_sorted).collect())
     }
 
-    /// One forward pass, in one turn with the team. Leaves logits among the activations.
+    /// One forward pass. Leaves logits among the activations. Where the GPU fails, it is put aside, and the pass computed
+    /// anew on the CPU: from its ids, since the failed one has left its marks on everything else.
     fn pass(
         &mut self,
         ids: &[u32],
         kv: &mut KvCache,
         wanted: LogitsFor,
         largest: &[Largest<'_>],
-        trace: Option<&mut RouterTrace>,
+        mut trace: Option<&mut RouterTrace>,
     ) -> Result<()> {
         assert!((1..=self.batch).contains(&ids.len()), "{} tokens in one batch", ids.len());
-        let config = self.model.config();
-        check_ids(ids, config.vocab_size)?;
+        check_ids(ids, self.model.config().vocab_size)?;
         let batch = Batch { ids, start: kv.len(), wanted: wanted.tokens(ids.len()) };
+        match self.attempt(&batch, kv, largest, trace.as_deref_mut()) {
+            Err(RuntimeError::Gpu(failure)) => self.put_aside(failure),
+            Err(RuntimeError::Activations(AllocError::Device { device, reason, .. })) => {
+                self.put_aside(GpuError::Missing { device, what: format!("memory: {reason}") });
+            }
+            done => return done,
+        }
+        kv.truncate(batch.start);
+        largest.iter().for_each(Largest::clear);
+        self.attempt(&batch, kv, largest, trace)
+    }
+
+    /// Computes on the CPU from now on, in memory of its own.
+    fn put_aside(&mut self, failure: GpuError) {
+        self.igpu = None;
+        self.gpu_failure = Some(failure);
+        self.memory = Arc::new(SystemMemory);
+        self.activations = Activations::default();
+        self.parts = Activation::default();
+        self.input = CpuInput::default();
+    }
+
+    /// One forward pass, in one turn with the team.
+    fn attempt(
+        &mut self,
+        batch: &Batch<'_>,
+        kv: &mut KvCache,
+        largest: &[Largest<'_>],
+        trace: Option<&mut RouterTrace>,
+    ) -> Result<()> {
+        let (config, tokens) = (self.model.config(), batch.ids.len());
         self.rope.extend_table(batch.end());
-        self.activations.resize(&self.memory, config, ids.len(), batch.wanted.len())?;
+        self.activations.resize(&self.memory, config, tokens, batch.wanted.len())?;
+        if self.igpu.is_some() {
+            self.parts.resize(&self.memory, batch.largest_parts(config))?;
+        }
+        let mut choices = trace.is_some().then(RouterTrace::default);
         let mut pass = Pass {
             cpu: &self.cpu,
+            igpu: self.igpu.as_mut(),
             model: &self.model,
             rope: &self.rope,
             activations: &mut self.activations,
+            parts: &mut self.parts,
             input: &mut self.input,
             profile: &mut self.profile,
             kv,
             largest,
-            trace,
+            trace: choices.as_mut(),
             batch,
         };
-        let plan = self.planner.plan(ids.len(), pass.batch.end());
-        self.cpu.team().in_turn(self.threads.for_tokens(ids.len()), || pass.run(plan))
+        let plan = self.planner.plan(tokens, batch.end());
+        self.cpu.team().in_turn(self.threads.for_tokens(tokens), || pass.run(plan))?;
+        if let (Some(trace), Some(choices)) = (trace, choices) {
+            trace.append(choices);
+        }
+        Ok(())
     }
 }
 

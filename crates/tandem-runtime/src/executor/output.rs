@@ -41,6 +41,15 @@ pub struct RouterTrace {
 }
 
 impl RouterTrace {
+    /// Adds what was decided of further tokens.
+    pub(super) fn append(&mut self, later: Self) {
+        let layers = later.logits.len().max(self.logits.len());
+        self.logits.resize_with(layers, Vec::new);
+        self.routing.resize_with(layers, Vec::new);
+        self.logits.iter_mut().zip(later.logits).for_each(|(all, more)| all.extend(more));
+        self.routing.iter_mut().zip(later.routing).for_each(|(all, more)| all.extend(more));
+    }
+
     /// Adds some tokens' logits, and their choices with weights, `[token][2]`.
     pub(super) fn record(&mut self, layer: usize, logits: &[f32], chosen: &[u32], weights: &[f32]) {
         if self.logits.len() <= layer {

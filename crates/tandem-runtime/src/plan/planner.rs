@@ -2,7 +2,7 @@
 
 use tandem_model::PhimoeConfig;
 
-use super::{Placement, Plan};
+use super::{PassSize, Placement, Plan};
 
 /// The plans of a model, and when each is followed.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +31,34 @@ impl Planner {
     /// Everything on the CPU.
     pub fn cpu(config: &PhimoeConfig) -> Self {
         Self::fixed(Plan::everything(config, Placement::Cpu))
+    }
+
+    /// A plan for every pass, where plans differ only at these numbers of tokens and lengths of contexts, from which
+    /// on others apply.
+    pub fn compile(
+        tokens: Vec<usize>,
+        contexts: Vec<usize>,
+        mut plan: impl FnMut(PassSize) -> Plan,
+    ) -> Self {
+        let cuts = |mut cuts: Vec<usize>| {
+            cuts.push(1);
+            cuts.retain(|&cut| cut > 0);
+            cuts.sort_unstable();
+            cuts.dedup();
+            cuts
+        };
+        let contexts = cuts(contexts);
+        let mut planner = Self::fixed(plan(PassSize { tokens: 1, context: 1 }));
+        for tokens in cuts(tokens) {
+            for &context in &contexts {
+                let pass = PassSize { tokens, context };
+                let plan = plan(pass);
+                if *planner.plan(tokens, context) != plan {
+                    planner = planner.with(Case { min_tokens: tokens, min_context: context, plan });
+                }
+            }
+        }
+        planner
     }
 
     /// From now on `case` goes before all others where it applies.

@@ -16,6 +16,7 @@ use tandem_gpu::{Device, DeviceChoice, DeviceInfo, Gpu, GpuOptions, Sharing, cho
 use tandem_memory::AlignedBuffer;
 
 use crate::options::DeviceOption;
+use crate::threads;
 
 /// Bytes that the CPU reads to measure its memory: far more than any cache.
 const CPU_BYTES: usize = 256 << 20;
@@ -98,11 +99,8 @@ fn cpu_report(measure: bool) -> anyhow::Result<CpuReport> {
     } else {
         None
     };
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find(|line| line.starts_with("model name"));
-    let name = name.and_then(|line| line.split_once(':')).map_or("CPU", |(_, name)| name.trim());
     let instruction_set = cpu.isa().to_string();
-    Ok(CpuReport { name: name.to_owned(), instruction_set, cores, read_bytes_per_second })
+    Ok(CpuReport { name: threads::cpu_name(), instruction_set, cores, read_bytes_per_second })
 }
 
 fn device_reports(found: Vec<Device>, choice: &DeviceChoice, measure: bool) -> Vec<DeviceReport> {

@@ -4,8 +4,10 @@ mod bench;
 mod chat;
 mod convert;
 mod devices;
+mod gpu;
 mod logits;
 mod other;
+mod plan;
 mod run;
 mod threads;
 

@@ -33,8 +33,24 @@ impl<'a> Largest<'a> {
         kept
     }
 
+    /// Forgets what was kept.
+    pub fn clear(&self) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.floor.store(f32::NEG_INFINITY.to_bits(), atomic::Ordering::Relaxed);
+    }
+
+    /// Takes in the largest of all results, where somebody else has found it; answers whether that was all that is
+    /// wanted.
+    pub fn offer_best(&self, row: u32, result: f32) -> bool {
+        let enough = self.count == 1 && result.is_finite() && (self.allowed)(row);
+        if enough {
+            self.keep(result, row);
+        }
+        enough
+    }
+
     /// Takes in results of the rows from `first` on.
-    pub(super) fn offer(&self, first: usize, results: &[f32]) {
+    pub fn offer(&self, first: usize, results: &[f32]) {
         let floor = f32::from_bits(self.floor.load(atomic::Ordering::Relaxed));
         for (row, &result) in (first..).zip(results) {
             // Row numbers are ids of tokens, which are 32 bits wide.
@@ -114,6 +130,18 @@ mod tests {
                 assert_eq!(largest.into_sorted(), expected, "{count} of 5000, reverse {reverse}");
             }
         }
+    }
+
+    #[test]
+    fn the_best_is_enough_where_one_is_wanted_and_it_may_be_taken() {
+        let allowed = |id| id != 3;
+        let one = Largest::new(1, &allowed);
+        assert!(!one.offer_best(3, 9.0) && !one.offer_best(1, f32::NAN));
+        assert!(one.offer_best(4, 2.0));
+        one.clear();
+        assert!(one.offer_best(5, 1.0));
+        assert_eq!(one.into_sorted(), [(1.0, 5)]);
+        assert!(!Largest::new(2, &allowed).offer_best(4, 2.0));
     }
 
     #[test]

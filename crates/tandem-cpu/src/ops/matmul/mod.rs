@@ -37,6 +37,8 @@ pub struct Product<'a> {
     pub accumulate: bool,
     /// Where to keep the largest results of each token; nowhere where this is empty.
     pub largest: &'a [Largest<'a>],
+    /// The number that the first row has there: not 0 for the later rows of a matrix.
+    pub first_row: usize,
 }
 
 impl<'a> Product<'a> {
@@ -47,7 +49,15 @@ impl<'a> Product<'a> {
         input: Input<'a>,
         out: &'a mut [f32],
     ) -> Self {
-        Self { weights: weights.into(), bias, input, out, accumulate: false, largest: &[] }
+        Self {
+            weights: weights.into(),
+            bias,
+            input,
+            out,
+            accumulate: false,
+            largest: &[],
+            first_row: 0,
+        }
     }
 
     /// Tokens of the input.
@@ -139,6 +149,7 @@ impl<'a> Task<'a> {
             out: Disjoint::new(product.out),
             accumulate: product.accumulate,
             largest: product.largest,
+            first_row: product.first_row,
         };
         Self { weights: product.weights, input: product.input, output, tokens, cut, items }
     }
@@ -182,6 +193,7 @@ struct Output<'a> {
     out: Disjoint<'a, f32>,
     accumulate: bool,
     largest: &'a [Largest<'a>],
+    first_row: usize,
 }
 
 impl Output<'_> {
@@ -207,7 +219,7 @@ impl Output<'_> {
             super::add(out, &bias[first..][..sums.len()]);
         }
         if let Some(largest) = self.largest.get(token) {
-            largest.offer(first, out);
+            largest.offer(self.first_row + first, out);
         }
     }
 }

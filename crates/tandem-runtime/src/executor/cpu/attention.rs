@@ -5,7 +5,7 @@ use tandem_model::catalogue::LayerTensor as L;
 
 use super::Activated;
 use crate::error::Result;
-use crate::executor::pass::Pass;
+use crate::executor::pass::{Pass, attention_cost};
 use crate::profile::Operation;
 
 impl Pass<'_> {
@@ -48,7 +48,7 @@ impl Pass<'_> {
             config.sliding_window,
             &mut acts.mixed,
         );
-        let (bytes, arithmetic) = self.attention_cost();
+        let (bytes, arithmetic) = attention_cost(config, self.batch, self.kv);
         self.profile.lap_with(Operation::AttentionCompute, bytes, arithmetic);
         Ok(())
     }
@@ -63,14 +63,5 @@ impl Pass<'_> {
         let mut product = [product];
         ops::matmul_all(self.cpu, &mut product);
         self.profile.products(Operation::AttentionOutputProj, &product);
-    }
-
-    /// Bytes of keys and values that a layer's attention reads, and what it computes.
-    pub(in crate::executor) fn attention_cost(&self) -> (usize, usize) {
-        let (config, batch) = (self.model.config(), &self.batch);
-        let window = config.sliding_window.unwrap_or(usize::MAX);
-        let bytes = batch.end().min(window) * self.kv.bytes_per_token() / config.n_layers;
-        let visible: usize = (batch.start..batch.end()).map(|i| (i + 1).min(window)).sum();
-        (bytes, 2 * 2 * config.q_dim() * visible)
     }
 }

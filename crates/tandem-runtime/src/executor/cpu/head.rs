@@ -1,11 +1,14 @@
 //! What comes before the layers, and after them.
 
-use tandem_cpu::ops::{self, LayerNorm, Precision, Product};
+use tandem_cpu::ops::{self, Largest, LayerNorm, Precision, Product};
 use tandem_model::TensorId;
 
 use super::Activated;
 use crate::executor::pass::Pass;
 use crate::profile::Operation;
+
+/// Logits that a thread looks through at a time: a microsecond.
+const OFFERED: usize = 2048;
 
 impl Pass<'_> {
     pub(super) fn embedding(&mut self) {
@@ -43,6 +46,32 @@ impl Pass<'_> {
         let mut product = [Product { largest: self.largest, ..product }];
         ops::matmul_all(self.cpu, &mut product);
         self.profile.products(Operation::LmHead, &product);
+    }
+
+    /// Hands the logits that the GPU has computed to whoever looks for the largest.
+    pub(in crate::executor) fn offer_best(&self) {
+        let vocab_size = self.model.config().vocab_size;
+        let acts = &*self.activations;
+        let rows = acts.logits.chunks_exact(vocab_size).zip(&acts.best[..]);
+        for (largest, (logits, &best)) in self.largest.iter().zip(rows) {
+            if !largest.offer_best(best, logits[best as usize]) {
+                self.offer(largest, logits);
+            }
+        }
+    }
+
+    /// Hands the first logits of each token, which the GPU has computed, to whoever looks for the largest.
+    pub(in crate::executor) fn offer_first(&self, count: usize) {
+        let logits = self.activations.logits.chunks_exact(self.model.config().vocab_size);
+        for (largest, logits) in self.largest.iter().zip(logits) {
+            self.offer(largest, &logits[..count]);
+        }
+    }
+
+    fn offer(&self, largest: &Largest<'_>, logits: &[f32]) {
+        self.cpu.team().for_each_chunk(logits.len(), OFFERED, &|chunk| {
+            largest.offer(chunk.start, &logits[chunk.clone()]);
+        });
     }
 
     /// Which numbers of the residual stream are those of the tokens whose logits are wanted.

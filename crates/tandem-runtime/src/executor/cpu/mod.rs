@@ -5,6 +5,8 @@ mod head;
 mod moe;
 mod upcoming;
 
+pub(super) use moe::down_precision;
+
 use tandem_cpu::Cpu;
 use tandem_cpu::ops::{self, Input, LayerNorm, Precision, QuantizedActivations, Weights};
 
@@ -85,7 +87,7 @@ impl CpuInput {
     }
 
     /// `x`, which are these activations, as the input of products with `weights`.
-    fn of<'a>(
+    pub(super) fn of<'a>(
         &'a mut self,
         cpu: &Cpu,
         (what, x): (Activated, &'a [f32]),
@@ -97,5 +99,10 @@ impl CpuInput {
         }
         self.of = Some(what);
         Input::new(cpu, x, weights, precision, &mut self.quantized)
+    }
+
+    /// Activations have changed.
+    pub(super) fn clear(&mut self) {
+        self.of = None;
     }
 }

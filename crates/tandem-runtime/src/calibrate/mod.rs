@@ -1,0 +1,15 @@
+//! What was measured on a machine, and what to choose by it.
+//!
+//! Whole passes of the loaded model are measured, since what is fast by itself may be slow together: everything on one
+//! device, the usual partition, and rows split at several ratios. [`Choices`] never has a placement that was measured
+//! slower than the better device alone.
+
+mod candidate;
+mod choice;
+mod measure;
+mod record;
+
+pub use candidate::Candidate;
+pub use choice::{Choice, Choices, Rates, Verdict, choose, verdicts};
+pub use measure::{Effort, measure};
+pub use record::{Calibration, CalibrationError, Identity, MemoryRates, Point};

@@ -1,0 +1,87 @@
+//! What steps cost on a GPU.
+
+use std::time::Duration;
+
+use tandem_memory::KvCache;
+use tandem_model::catalogue::LayerTensor as L;
+use tandem_model::config::EXPERTS_PER_TOKEN;
+
+use super::{Igpu, of_layer};
+use crate::error::Result;
+use crate::executor::pass::{Batch, attention_cost};
+use crate::model::Model;
+use crate::plan::Step;
+use crate::profile::{Operation as Op, Profile};
+use tandem_model::TensorId;
+
+/// Bytes of weights, keys and values that a step reads, and its arithmetic. Of experts as many are read as the tokens
+/// can choose at most: the choice itself may be the GPU's, and with one token it is no less.
+pub(in crate::executor) fn cost(
+    model: &Model,
+    batch: &Batch<'_>,
+    kv: &KvCache,
+    step: Step,
+) -> (usize, usize) {
+    let config = model.config();
+    let layer = usize::from(step.layer.unwrap_or_default());
+    let tokens = batch.ids.len();
+    let dense = |ids: &[TensorId], tokens: usize| {
+        let matrices = ids.iter().map(|&id| model.matrix(id));
+        matrices.fold((0, 0), |(bytes, arithmetic), matrix| {
+            let products = 2 * matrix.rows() * matrix.cols() * tokens;
+            (bytes + matrix.n_bytes(), arithmetic + products)
+        })
+    };
+    let uses = EXPERTS_PER_TOKEN * tokens;
+    let experts = |tensors: &[L]| {
+        let ids: Vec<_> = tensors.iter().map(|&tensor| of_layer(layer, tensor)).collect();
+        let (bytes, arithmetic) = dense(&ids, 1);
+        (bytes * uses.min(config.n_experts), arithmetic * uses)
+    };
+    let of_layer = |tensors: &[L]| {
+        let ids: Vec<_> = tensors.iter().map(|&tensor| of_layer(layer, tensor)).collect();
+        dense(&ids, tokens)
+    };
+    match step.operation {
+        Op::AttentionQkvProj => of_layer(&[L::QWeight, L::KWeight, L::VWeight]),
+        Op::AttentionCompute => attention_cost(config, batch, kv),
+        Op::AttentionOutputProj => of_layer(&[L::OWeight]),
+        Op::RouterLogits => of_layer(&[L::RouterWeight]),
+        Op::ExpertFfnW1 => experts(&[L::ExpertGate(0), L::ExpertUp(0)]),
+        Op::ExpertFfnW2 => experts(&[L::ExpertDown(0)]),
+        Op::LmHead => dense(&[TensorId::LmHeadWeight], batch.wanted.len()),
+        _ => (0, 0),
+    }
+}
+
+impl Igpu {
+    /// Keeps times of kernels from now on, or no longer.
+    pub(in crate::executor) fn record_times(&mut self, wanted: bool) {
+        self.gpu.record_times(wanted);
+        self.recording = wanted;
+    }
+
+    /// Adds the times of kernels to the profile: of each operation those that were launched up to its mark, counted as
+    /// [`tandem_gpu::Gpu::launches`] counts.
+    ///
+    /// # Errors
+    /// When the driver has no times.
+    pub(in crate::executor) fn add_times(
+        &self,
+        profile: &mut Profile,
+        first: usize,
+        marks: &[(Op, usize)],
+    ) -> Result<()> {
+        if !self.recording {
+            return Ok(());
+        }
+        let mut times = self.gpu.take_times()?.into_iter();
+        let mut start = first;
+        for &(operation, end) in marks {
+            let seconds: f64 = times.by_ref().take(end - start).map(|(_, seconds)| seconds).sum();
+            profile.on_gpu(operation, Duration::from_secs_f64(seconds));
+            start = end;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,195 @@
+//! The operations of a pass as a GPU computes them.
+//!
+//! Steps are enqueued in a scope to which everything is lent that they need; the scope's end waits for all of them. So
+//! a run of steps costs one wait, and a pass that is all on the GPU costs one.
+
+mod cache;
+mod cost;
+mod lent;
+mod products;
+mod steps;
+mod weights;
+
+use tandem_gpu::ops::{self, Heads, Precision, QuantizedVec};
+use tandem_gpu::{Gpu, GpuVec, Scope, Sharing};
+use tandem_memory::{KvCache, KvType};
+use tandem_model::PhimoeConfig;
+use tandem_model::config::EXPERTS_PER_TOKEN;
+
+use super::pass::Pass;
+use crate::error::Result;
+use crate::model::Model;
+use crate::plan::Step;
+use crate::profile::Operation;
+use cache::CacheCopy;
+pub(super) use cost::cost;
+use lent::Lent;
+pub(super) use products::Products;
+use steps::Enqueue;
+use weights::{DeviceWeights, missing_kernels};
+pub(super) use weights::{Expert, of_layer};
+
+/// A GPU, with what it keeps between passes.
+pub(super) struct Igpu {
+    gpu: Gpu,
+    weights: DeviceWeights,
+    room: Room,
+    /// Why it does not compute an operation, by operation.
+    refused: [Option<String>; Operation::ALL.len()],
+    /// The KV cache, where memory is not shared.
+    cache: CacheCopy,
+    /// Whether times of kernels are kept.
+    recording: bool,
+}
+
+/// Memory that the GPU alone uses.
+pub(super) struct Room {
+    /// The input of products with packed weights.
+    quantized: QuantizedVec,
+    /// What attention makes of each span of keys, for caches up to a capacity.
+    spans: GpuVec<f32>,
+    capacity: usize,
+}
+
+impl Igpu {
+    /// Takes a GPU into use for batches of up to so many tokens.
+    ///
+    /// # Errors
+    /// When memory cannot be had, or the model's weights are not where the GPU can use them.
+    pub(super) fn new(gpu: Gpu, model: &Model, batch: usize) -> tandem_gpu::Result<Self> {
+        let config = model.config();
+        let weights = DeviceWeights::new(&gpu, model)?;
+        gpu.scope(|scope| weights.lend(scope, model).map(drop))?;
+        let widest = config.hidden_size.max(config.q_dim());
+        let gated = EXPERTS_PER_TOKEN * Precision::Bits16.planes() * config.expert_width;
+        let room = Room {
+            quantized: QuantizedVec::new(&gpu, batch * widest.max(gated), Precision::Bits8)?,
+            spans: gpu.zeros(1)?,
+            capacity: 0,
+        };
+        let refused = Operation::ALL.map(|operation| match operation {
+            Operation::AttentionCompute => ops::attention_heads_fault(heads(config)),
+            _ => missing_kernels(model, operation),
+        });
+        Ok(Self { gpu, weights, room, refused, cache: CacheCopy::default(), recording: false })
+    }
+
+    pub(super) fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// The GPU, if it has memory of its own: everything it uses must be brought there, and back.
+    pub(super) fn own_memory(&self) -> Option<&Gpu> {
+        (self.gpu.memory().sharing() == Sharing::None).then_some(&self.gpu)
+    }
+
+    /// Lends weights for products that `work` enqueues, and waits for them at the end.
+    ///
+    /// # Errors
+    /// Those of `work`, and those of waiting.
+    pub(super) fn products<'env, T>(
+        &'env mut self,
+        model: &'env Model,
+        work: impl for<'scope> FnOnce(
+            &'scope Scope<'scope, 'env>,
+            Products<'scope, 'env>,
+        ) -> tandem_gpu::Result<T>,
+    ) -> tandem_gpu::Result<T> {
+        let Self { gpu, weights, room, .. } = self;
+        gpu.scope(|scope| {
+            let (weights, room) = (weights.lend(scope, model)?, room.quantized.lend(scope)?);
+            work(scope, Products::new(scope, weights, room))
+        })
+    }
+
+    /// Why the GPU does not compute an operation with such a cache; none where it does.
+    pub(super) fn refusal(&self, operation: Operation, kv: KvType) -> Option<&str> {
+        if operation == Operation::AttentionCompute && kv == KvType::Q8_0 {
+            return Some("there are no kernels for a KV cache in q8_0");
+        }
+        self.refused[operation as usize].as_deref()
+    }
+}
+
+impl Room {
+    /// Makes room for attention over a cache.
+    fn fit(&mut self, gpu: &Gpu, config: &PhimoeConfig, kv: &KvCache) -> tandem_gpu::Result<()> {
+        if kv.capacity() > self.capacity {
+            self.spans = ops::attention_spans(gpu, heads(config), kv.capacity())?;
+            self.capacity = kv.capacity();
+        }
+        Ok(())
+    }
+}
+
+impl Pass<'_> {
+    /// Computes some steps on the GPU, and waits for them.
+    pub(super) fn on_igpu(&mut self, steps: &[Step]) -> Result<()> {
+        let Some(igpu) = self.igpu.as_deref_mut() else {
+            panic!("a plan for a GPU that is not there");
+        };
+        let (model, batch) = (self.model, self.batch);
+        let attention = |step: &&Step| step.operation == Operation::AttentionCompute;
+        let attended: Vec<usize> = steps
+            .iter()
+            .filter(attention)
+            .map(|step| usize::from(step.layer.unwrap_or_default()))
+            .collect();
+        let (attends, own_memory) = (!attended.is_empty(), igpu.own_memory().is_some());
+        if own_memory {
+            self.activations.upload(&igpu.gpu)?;
+        }
+        for &layer in &attended {
+            if own_memory {
+                igpu.cache.bring(&igpu.gpu, self.kv, layer, batch.start)?;
+            }
+            self.kv.claim(layer, batch.start, batch.ids.len())?;
+        }
+        for &step in steps {
+            let (bytes, arithmetic) = cost(model, batch, self.kv, step);
+            self.profile.given_to_gpu(step.operation, bytes, arithmetic);
+        }
+        igpu.room.fit(&igpu.gpu, model.config(), self.kv)?;
+        let (kv, activations) = (&mut *self.kv, &mut *self.activations);
+        let (profile, mut marks) = (&mut *self.profile, Vec::with_capacity(steps.len()));
+        let Igpu { gpu, weights, room: Room { quantized, spans, .. }, cache, .. } = &mut *igpu;
+        let first = gpu.launches();
+        gpu.scope(|scope| {
+            let (weights, room) = (weights.lend(scope, model)?, quantized.lend(scope)?);
+            let products = Products::new(scope, weights, room);
+            let kv = attends.then(|| cache.lend(scope, kv)).transpose()?;
+            let lent = Lent::new(scope, activations, spans, kv)?;
+            let mut enqueue = Enqueue::new(scope, model.config(), products, lent, batch);
+            for &step in steps {
+                enqueue.step(step)?;
+                marks.push((step.operation, scope.gpu().launches()));
+                profile.lap(step.operation);
+            }
+            Ok(())
+        })?;
+        let Some(&last) = steps.last() else { return Ok(()) };
+        self.profile.waited(last.operation);
+        igpu.add_times(self.profile, first, &marks)?;
+        self.input.clear();
+        if own_memory {
+            for layer in attended {
+                let positions = batch.start..batch.end();
+                igpu.cache.bring_back(&igpu.gpu, self.kv, layer, positions)?;
+            }
+            self.activations.download_results(&igpu.gpu, last.operation)?;
+        }
+        match last.operation {
+            Operation::ExpertSelection => {
+                self.record_choices(usize::from(last.layer.unwrap_or_default()));
+            }
+            Operation::LmHead => self.offer_best(),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// The heads of a layer.
+fn heads(config: &PhimoeConfig) -> Heads {
+    Heads { queries: config.n_heads, kv: config.n_kv_heads, dim: config.head_dim }
+}

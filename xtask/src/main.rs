@@ -1,7 +1,8 @@
-//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `peers`.
+//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `peers`, `device-bundle`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for developers at a terminal
 
+mod bundle;
 mod demo;
 mod fullsize;
 mod kernels;
@@ -29,6 +30,8 @@ enum Command {
     Fullsize(fullsize::FullsizeArgs),
     /// Compile every GPU kernel for Meteor Lake with Intel's offline compiler, and judge what comes out
     Kernels(kernels::KernelsArgs),
+    /// Pack what measures Tandem on a machine with a GPU that has nothing of it (bench/gpu/run.sh)
+    DeviceBundle(bundle::BundleArgs),
     /// Measure Tandem and other programs in turns, at full size, with models of equal cost per token
     Peers(peers::PeersArgs),
 }
@@ -39,6 +42,7 @@ fn main() -> anyhow::Result<()> {
         Command::Demo(args) => demo::demo(&args),
         Command::Fullsize(args) => fullsize::fullsize(&args),
         Command::Kernels(args) => kernels::kernels(&args),
+        Command::DeviceBundle(args) => bundle::bundle(&args),
         Command::Peers(args) => peers::peers(&args),
     }
 }

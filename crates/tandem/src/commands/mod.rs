@@ -5,6 +5,7 @@ pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod devices;
 pub(crate) mod doctor;
+pub(crate) mod export_onnx;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod perplexity;

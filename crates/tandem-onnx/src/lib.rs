@@ -1,0 +1,14 @@
+//! PhiMoE as ONNX.
+//!
+//! [`export()`] writes a model as an ONNX graph of standard operators, SparseMixer included, with its weights in a file
+//! beside it.
+#![forbid(unsafe_code)]
+
+mod data;
+pub mod export;
+mod graph;
+mod phimoe;
+mod proto;
+
+pub use export::{Exported, ExportOptions, export};
+pub use phimoe::WeightType;

@@ -105,7 +105,8 @@ impl DataFile {
         let offset = self.len.next_multiple_of(ALIGNMENT);
         let length = (shape.iter().product::<usize>() * element) as u64;
         self.len = offset + length;
-        let entry = |key: &str, value: String| StringStringEntryProto { key: key.to_owned(), value };
+        let entry =
+            |key: &str, value: String| StringStringEntryProto { key: key.to_owned(), value };
         TensorProto {
             dims: shape.iter().map(|&n| n as i64).collect(),
             data_type: kind.into(),
@@ -208,9 +209,7 @@ mod tests {
 
     /// What MatMulNBits' description says the quants mean.
     fn dequantize(quants: &[u8], scales: &[u8], bits: usize) -> Vec<f32> {
-        let scale = |block: usize| {
-            f32::from_le_bytes(scales[4 * block..][..4].try_into().unwrap())
-        };
+        let scale = |block: usize| f32::from_le_bytes(scales[4 * block..][..4].try_into().unwrap());
         let quant = |n: usize| match bits {
             4 => f32::from(quants[n / 2] >> (4 * (n % 2)) & 15) - 8.0,
             _ => f32::from(quants[n]) - 128.0,

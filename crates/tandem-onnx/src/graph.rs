@@ -186,10 +186,8 @@ impl Graph {
 
     /// The bytes of a model with this graph.
     pub(crate) fn into_model(self) -> Vec<u8> {
-        let set = |domain: &str, version| OperatorSetIdProto {
-            domain: Some(domain.to_owned()),
-            version,
-        };
+        let set =
+            |domain: &str, version| OperatorSetIdProto { domain: Some(domain.to_owned()), version };
         let mut opset_import = vec![set("", OPSET)];
         if self.has_contrib {
             opset_import.push(set(CONTRIB, 1));
@@ -227,8 +225,5 @@ fn value_info(name: &str, kind: DataType, dims: &[Dim]) -> ValueInfoProto {
         })
         .collect();
     let tensor = TensorTypeProto { elem_type: kind.into(), shape: Some(TensorShapeProto { dim }) };
-    ValueInfoProto {
-        name: name.to_owned(),
-        r#type: Some(TypeProto { tensor_type: Some(tensor) }),
-    }
+    ValueInfoProto { name: name.to_owned(), r#type: Some(TypeProto { tensor_type: Some(tensor) }) }
 }

@@ -10,5 +10,5 @@ mod graph;
 mod phimoe;
 mod proto;
 
-pub use export::{Exported, ExportOptions, export};
+pub use export::{ExportOptions, Exported, export};
 pub use phimoe::WeightType;

@@ -36,11 +36,7 @@ impl Exporter<'_> {
         let order = ascending(g, &key, &n);
         let per_token = g.int(EXPERTS_PER_TOKEN as i64);
         let tokens = g.op("Div", &[&order, &per_token]);
-        Dispatch {
-            rows: g.op("Gather", &[x, &tokens]),
-            counts: self.counts(g, &experts),
-            order,
-        }
+        Dispatch { rows: g.op("Gather", &[x, &tokens]), counts: self.counts(g, &experts), order }
     }
 
     /// How often each expert is chosen.
@@ -100,8 +96,7 @@ impl Exporter<'_> {
         let n = g.op("Shape", &[order]);
         let back = ascending(g, order, &n);
         let results = g.op("Gather", &[results, &back]);
-        let per_token =
-            g.ints(&[-1, EXPERTS_PER_TOKEN as i64, self.config.hidden_size as i64]);
+        let per_token = g.ints(&[-1, EXPERTS_PER_TOKEN as i64, self.config.hidden_size as i64]);
         let results = g.op("Reshape", &[&results, &per_token]);
         let inner = g.ints(&[-1]);
         let weights = g.op("Unsqueeze", &[weights, &inner]);

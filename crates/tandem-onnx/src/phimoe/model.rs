@@ -76,9 +76,8 @@ impl Exporter<'_> {
 
     fn past(&self, g: &mut Graph, layer: usize) -> Cache {
         let dims = self.cache_dims(PAST);
-        let mut input = |kind| {
-            g.input(&format!("past_key_values.{layer}.{kind}"), DataType::Float, &dims)
-        };
+        let mut input =
+            |kind| g.input(&format!("past_key_values.{layer}.{kind}"), DataType::Float, &dims);
         Cache { keys: input("key"), values: input("value") }
     }
 

@@ -1,9 +1,10 @@
 //! PhiMoE as ONNX.
 //!
 //! [`export()`] writes a model as an ONNX graph of standard operators, SparseMixer included, with its weights in a file
-//! beside it.
+//! beside it. [`analysis`] says what ONNX and ONNX Runtime have for each operation, and where a machine should compute it.
 #![forbid(unsafe_code)]
 
+pub mod analysis;
 mod data;
 pub mod export;
 mod graph;

@@ -28,7 +28,8 @@ fn an_interrupted_export_leaves_nothing() {
 fn what_is_there_stays() {
     let scratch = scratch("there");
     let model = checkpoint(&golden_model());
-    let error = |out: &std::path::Path| export(&model, out, OPTIONS, |_| true).unwrap_err().to_string();
+    let error =
+        |out: &std::path::Path| export(&model, out, OPTIONS, |_| true).unwrap_err().to_string();
     fs::write(scratch.path().join("mine"), "mine").unwrap();
     assert_eq!(
         error(scratch.path()),

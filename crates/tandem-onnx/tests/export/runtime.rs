@@ -60,7 +60,8 @@ fn f16_is_near_the_reference() {
 }
 
 /// The weights of an int4 export are those of q4_0 and q8_0: with f32 activations ONNX Runtime computes what the plain
-/// forward pass computes with a GGUF file of these types. The embedding is rounded to f16.
+/// forward pass computes with a GGUF file of these types, but for the embedding, which is rounded to f16. With activations
+/// rounded to 8 bits it is off by as much as this program is.
 #[test]
 fn int4_has_the_weights_of_q4_0() {
     let prompts = stories();
@@ -69,20 +70,20 @@ fn int4_has_the_weights_of_q4_0() {
     let types = ConvertTypes { matrices: DType::Q4_0, output: DType::Q8_0 };
     convert(&checkpoint(&stories_bf16()), &gguf, types, |_| true).unwrap();
     let quantized = checkpoint(&gguf);
+    let export = Export::new(&quantized, WeightType::Int4);
     let f32_activations = Some(1);
-    let results = Export::new(&quantized, WeightType::Int4).run(&prompts, f32_activations);
+    let (exact, rounded) = (export.run(&prompts, f32_activations), export.run(&prompts, None));
+    let mut errors = Vec::new();
     for (n, prompt) in prompts.iter().enumerate() {
         let expected = reference::forward(&quantized, &prompt.ids).unwrap().logits;
-        check_logits(&prompt.name, &expected, &results.f32s(n, "logits"), 5e-4);
+        check_logits(&prompt.name, &expected, &exact.f32s(n, "logits"), 5e-4);
+        errors.push(relative_error(&rounded.f32s(n, "logits"), &expected));
     }
+    assert!(errors.iter().all(|&error| error < 0.1), "logits are off by {errors:?}");
 }
 
-/// 4-bit weights and 8-bit activations move logits; by how much is stated here.
-#[test]
-fn int4_is_near_the_reference() {
-    let prompts = stories();
-    let results = Export::new(&checkpoint(&stories_bf16()), WeightType::Int4).run(&prompts, None);
-    for (n, prompt) in prompts.iter().enumerate() {
-        prompt.check_logits(&results.f32s(n, "logits"), 0.05);
-    }
+fn relative_error(values: &[f32], expected: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let error: f64 = values.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
+    (error / expected.iter().map(|&x| square(x)).sum::<f64>()).sqrt()
 }

@@ -27,6 +27,12 @@ impl ConvertTypes {
     pub const WRITABLE: [DType; 5] =
         [DType::F32, DType::F16, DType::BF16, DType::Q4_0, DType::Q8_0];
 
+    /// Embedding and lm_head as `matrices`, but of 8 bits where those have 4.
+    pub fn with_default_output(matrices: DType) -> Self {
+        let output = if matrices == DType::Q4_0 { DType::Q8_0 } else { matrices };
+        Self { matrices, output }
+    }
+
     /// The encoding of a tensor in the file.
     pub fn of(self, id: TensorId) -> DType {
         match id.component() {

@@ -11,7 +11,7 @@ use crate::proto::{
 };
 
 /// Version of the standard operators: the one of ONNX 1.16, which ONNX Runtime has from 1.18 on.
-pub(crate) const OPSET: i64 = 21;
+pub const OPSET: i64 = 21;
 
 /// Version of the file format that goes with [`OPSET`].
 const IR_VERSION: i64 = 10;

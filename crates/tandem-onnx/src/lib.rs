@@ -12,4 +12,5 @@ mod phimoe;
 mod proto;
 
 pub use export::{ExportOptions, Exported, export};
+pub use graph::OPSET;
 pub use phimoe::WeightType;

@@ -67,7 +67,7 @@ fn int4_has_the_weights_of_q4_0() {
     let prompts = stories();
     let scratch = tandem_testkit::scratch("int4");
     let gguf = scratch.path().join("model.gguf");
-    let types = ConvertTypes { matrices: DType::Q4_0, output: DType::Q8_0 };
+    let types = ConvertTypes::with_default_output(DType::Q4_0);
     convert(&checkpoint(&stories_bf16()), &gguf, types, |_| true).unwrap();
     let quantized = checkpoint(&gguf);
     let export = Export::new(&quantized, WeightType::Int4);

@@ -5,6 +5,7 @@ mod chat;
 mod convert;
 mod devices;
 mod logits;
+mod onnx;
 mod other;
 mod run;
 mod threads;

@@ -2,8 +2,8 @@
 //!
 //! Processors see by themselves that memory is read in order, but they look no further ahead than their window of
 //! pending instructions reaches, and arithmetic fills that window. Asking early gained a matrix-vector product 20 to
-//! 30 % on AVX2 (Zen 4), where any distance from 2 to 8 KB did. On Zen 5 one core reads q4_0 at 37 GB/s with 4 KB and at
-//! 40 with 8; from 12 KB on it is less again.
+//! 30 % on AVX2 (Zen 4), where any distance from 2 to 8 KB did. On Zen 5 one core reads q4_0 at 36 GB/s with 4 KB and at
+//! 38 with 8; from 12 KB on it is less again.
 #![allow(unsafe_code)]
 
 /// Bytes of a cache line.

@@ -74,13 +74,21 @@ impl Ahead {
 }
 
 #[cfg(test)]
+impl Ahead {
+    /// Bytes asked for of an announcement.
+    pub(super) fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed) as u32 as usize
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     /// What is asked for until nothing is left.
     fn asked(ahead: &Ahead) -> usize {
         while ahead.ask() {}
-        ahead.asked.load(Ordering::Relaxed) as u32 as usize
+        ahead.asked()
     }
 
     #[test]

@@ -289,3 +289,33 @@ fn spin<T>(ready: impl Fn() -> Option<T>) -> Option<T> {
         std::thread::yield_now();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::super::ThreadTeam;
+
+    #[test]
+    fn a_member_that_waits_asks_for_what_was_announced() {
+        let team = ThreadTeam::new(2).unwrap();
+        if team.rounds.cpus < 2 {
+            return;
+        }
+        let ahead = &team.rounds.ahead[1].0;
+        let pieces = [0..100, 4096..8192, 0..0, 0..0];
+        // Of others than the caller whose turn it is nothing is taken.
+        team.announce(1, &pieces);
+        team.run(&|_| ());
+        team.in_turn(2, || {
+            assert_eq!(ahead.asked(), 0);
+            team.announce(1, &pieces);
+            team.run(&|_| ());
+            let begin = Instant::now();
+            while ahead.asked() < 4196 {
+                assert!(begin.elapsed() < Duration::from_secs(60), "{} bytes", ahead.asked());
+                std::thread::yield_now();
+            }
+        });
+    }
+}

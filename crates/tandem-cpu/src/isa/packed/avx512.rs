@@ -1,6 +1,7 @@
 //! x86-64 with AVX-512 and its VNNI: servers, and AMD's processors since Zen 4.
 //!
-//! As AVX-VNNI, with all 16 rows of a tile in one vector, and registers for 8 tokens.
+//! As AVX-VNNI, with all 16 rows of a tile in one vector, and registers for two tiles and 6 tokens: the processor loads two
+//! vectors a cycle and adds up two, so a number that is loaded has to be used more than once.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;

@@ -11,6 +11,9 @@
 //!
 //! Quants of q4_0 have an offset of 8. `sum((q - 8) x) = sum(q x) - 8 sum(x)`, and the second term is known from
 //! quantizing the activations ([`QuantizedBlock::offset`]): it is where the sum starts.
+//!
+//! With as many tokens at a time as there are registers for, loads, multiplications and taking quants apart go on side by
+//! side, and multiplications are what takes the time.
 
 /// Takes tokens in batches of the sizes given, the largest first, and hands each batch to `dots`.
 ///
@@ -32,14 +35,16 @@ macro_rules! in_batches {
 macro_rules! in_this_order {
     ($class:ident, $sums:expr) => {
         for sum in $sums.as_flattened_mut() {
+            let mut kept = *sum;
             // SAFETY: there is no instruction in it.
             unsafe {
                 std::arch::asm!(
                     "/* {0} */",
-                    inout($class) * sum,
+                    inout($class) kept,
                     options(nomem, nostack, preserves_flags)
                 );
             }
+            *sum = kept;
         }
     };
 }

@@ -4,7 +4,7 @@
 //! tokens lie in the first-level cache for all of the tiles, and the tiles in the second-level one for all tokens of an
 //! item. With few tokens, tiles are taken from one end to the other, as they come from memory.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use tandem_memory::PackedMatrix;
 use tandem_memory::packed::TILE_ROWS;
@@ -19,12 +19,10 @@ use crate::scratch::with_scratch;
 const MAX_ROWS: usize = 128;
 /// Rows of activations that count as few.
 const FEW: usize = 8;
-/// Tiles that are taken at a time where there are many tokens, at least: with 4096 columns of q4_0 they have 147 KB.
-const TILES: usize = 4;
-/// Times as many tiles that are taken where rows are short: a line of results more from every token.
-const MORE_TILES: usize = 4;
-/// Columns of the tiles that are taken at a time, all together, beyond which there are as few as may be.
-const TILE_COLS: usize = 4096 * TILES;
+/// Columns of the tiles that are taken at a time where there are many tokens, all tiles together: of q4_0 147 KB.
+const TILE_COLS: usize = 4 * 4096;
+/// How many tiles that may be. Each is a cache line of every token's results.
+const TILES: RangeInclusive<usize> = 4..=16;
 /// Work items a thread should find, so that threads of different speed end together.
 const ITEMS_PER_THREAD: usize = 64;
 /// Weights times tokens below which an item costs more to hand out than to do: half a microsecond of memory.
@@ -45,7 +43,8 @@ pub(super) fn cut(input: Input<'_>, cols: usize, share: usize) -> Cut {
 
 /// Tiles that are taken at a time where there are many tokens.
 fn tiles_at_a_time(cols: usize) -> usize {
-    (TILE_COLS / cols / TILES).clamp(1, MORE_TILES) * TILES
+    // Some kernels take two at once.
+    (TILE_COLS / cols).clamp(*TILES.start(), *TILES.end()).next_multiple_of(2)
 }
 
 /// Computes one item.
@@ -72,6 +71,7 @@ pub(super) fn run(
     } else {
         (tiles_at_a_time(weights.cols()) * TILE_ROWS, kernels.batch())
     };
+    // A batch has one token at least, whatever its rows.
     let room = step * x_rows.min(most.max(planes));
     with_scratch([room, step], |[sums, row]| {
         let sums = sums.as_chunks_mut::<TILE_ROWS>().0;
@@ -102,14 +102,12 @@ fn batches(tokens: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     (0..count).map(move |n| n * tokens / count..(n + 1) * tokens / count)
 }
 
-/// Puts a token's sums, which are `[tile][row of activations]`, in a row: those of some of the rows of activations, added
-/// up.
+/// Puts a token's sums into a row. They are `[tile][row of activations]`; those of the token's rows are added up.
 fn collect(sums: &[TileSums], x_rows: usize, planes: Range<usize>, row: &mut [f32]) {
     let tiles = row.as_chunks_mut::<TILE_ROWS>().0;
     for (row, sums) in tiles.iter_mut().zip(sums.chunks_exact(x_rows)) {
-        let mut planes = sums[planes.clone()].iter();
-        *row = planes.next().copied().unwrap_or_default();
-        for rest in planes {
+        *row = sums[planes.start];
+        for rest in &sums[planes.start + 1..planes.end] {
             super::super::add(row, rest);
         }
     }

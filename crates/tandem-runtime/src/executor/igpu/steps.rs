@@ -87,8 +87,9 @@ impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
 
     fn attention_compute(&mut self, layer: usize) -> Result<()> {
         let (scope, lent, start) = (self.scope, &self.lent, self.batch.start);
-        let [keys, values] = lent.kv.layer(layer);
-        let kv = KvRegion::new(scope, heads(self.config), lent.kv.kind, keys, values)?;
+        let Some(cache) = &lent.kv else { panic!("attention without keys and values") };
+        let [keys, values] = cache.layer(layer);
+        let kv = KvRegion::new(scope, heads(self.config), cache.kind, keys, values)?;
         kv.rope_and_write(scope, &lent.angles, &lent.q, &lent.k, &lent.v, start)?;
         let window = self.config.sliding_window;
         kv.attention(scope, &lent.q, start, window, &lent.spans, &lent.mixed)

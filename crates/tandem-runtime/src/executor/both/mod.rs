@@ -10,13 +10,14 @@
 //! gate's rows would spare the wait between the two, but then both devices have a part of every sum, and the result is
 //! neither's.
 
+mod split;
+
 use std::ops::Range;
 
 use tandem_cpu::Cpu;
 use tandem_cpu::ops::{self, Largest, Precision, Product};
+use tandem_gpu::GpuVec;
 use tandem_gpu::ops::Output;
-use tandem_gpu::{GpuVec, RegionMut, Scope};
-use tandem_memory::packed::TILE_ROWS;
 use tandem_model::TensorId;
 use tandem_model::catalogue::LayerTensor as L;
 
@@ -29,6 +30,7 @@ use crate::experts::ExpertUses;
 use crate::model::Model;
 use crate::plan::Step;
 use crate::profile::{Operation as Op, Profile};
+use split::{Parts, Split, igpu_rows};
 
 impl Pass<'_> {
     /// Computes one step on both devices, `share` of the rows on the GPU.
@@ -125,73 +127,6 @@ struct Dense<'a> {
     weights: TensorId,
     bias: TensorId,
     out: &'a mut [f32],
-}
-
-/// The results of a product, on both devices.
-struct Split<'a> {
-    /// Rows of the matrix.
-    rows: usize,
-    /// Those that are the GPU's.
-    first: usize,
-    /// Where the GPU's results begin among the parts, if they are there.
-    at: usize,
-    /// Where the devices write.
-    igpu: &'a mut [f32],
-    cpu: &'a mut [f32],
-    /// Where results belong, if not there.
-    out: Option<&'a mut [f32]>,
-}
-
-/// Room for results before they are put together, from its start on.
-struct Parts<'a> {
-    rest: &'a mut [f32],
-    taken: usize,
-}
-
-impl<'a> Split<'a> {
-    /// Results of `inputs` tokens or uses, in their place or among `parts`.
-    fn new(out: &'a mut [f32], inputs: usize, share: f32, parts: Option<&mut Parts<'a>>) -> Self {
-        let rows = out.len() / inputs;
-        let first = igpu_rows(rows, share);
-        let (at, place, out) = match parts {
-            None => (0, out, None),
-            Some(parts) => {
-                let place = parts.rest.split_off_mut(..out.len()).unwrap_or_default();
-                let at = parts.taken;
-                parts.taken += out.len();
-                (at, place, Some(out))
-            }
-        };
-        let (igpu, cpu) = place.split_at_mut(inputs * first);
-        Self { rows, first, at, igpu, cpu, out }
-    }
-
-    /// Lends the GPU's place: of a copy of the parts where it has one.
-    fn lend<'scope>(
-        igpu: &'scope mut [f32],
-        at: usize,
-        copy: Option<&RegionMut<'scope, f32>>,
-        scope: &'scope Scope<'scope, '_>,
-    ) -> tandem_gpu::Result<RegionMut<'scope, f32>> {
-        match copy {
-            Some(copy) => Ok(copy.slice_mut(at..at + igpu.len())),
-            None => scope.lend_mut(igpu),
-        }
-    }
-
-    /// Puts rows of results together.
-    fn join(self, cpu: &Cpu, output: Output) {
-        if let Some(out) = self.out {
-            let accumulate = output == Output::Add;
-            ops::join_rows(cpu, (self.igpu, self.cpu), out, self.rows, accumulate);
-        }
-    }
-}
-
-/// Rows of a matrix that are the GPU's: whole tiles, as near to its share as they come.
-fn igpu_rows(rows: usize, share: f32) -> usize {
-    let tiles = (rows as f32 * share / TILE_ROWS as f32).round() as usize;
-    (tiles * TILE_ROWS).min(rows)
 }
 
 impl Both<'_> {
@@ -329,16 +264,4 @@ fn finish<const N: usize>(
     }
     profile.lap(operation);
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_are_whole_tiles() {
-        assert_eq!([0.0, 0.3, 0.5, 1.0].map(|share| igpu_rows(448, share)), [0, 128, 224, 448]);
-        assert_eq!(igpu_rows(70, 1.0), 70);
-        assert_eq!(igpu_rows(8, 0.4), 0);
-    }
 }

@@ -9,7 +9,8 @@ use tandem_memory::KvCache;
 
 use super::candidate::Candidate;
 use super::choice::{Rates, choose};
-use super::record::{Calibration, Identity, MemoryRates, Point};
+use super::identity::Identity;
+use super::record::{Calibration, MemoryRates, Point};
 use crate::bench::{Prepared, Test, Work};
 use crate::error::{Result, RuntimeError};
 use crate::executor::Executor;

@@ -6,10 +6,12 @@
 
 mod candidate;
 mod choice;
+mod identity;
 mod measure;
 mod record;
 
 pub use candidate::Candidate;
 pub use choice::{Choice, Choices, Rates, Verdict, choose, verdicts};
+pub use identity::Identity;
 pub use measure::{Effort, measure};
-pub use record::{Calibration, CalibrationError, Identity, MemoryRates, Point};
+pub use record::{Calibration, CalibrationError, MemoryRates, Point};

@@ -1,6 +1,6 @@
 //! The partition config: what is to be computed where, as a YAML file says it.
 //!
-//! `configs/partition.yaml` has every key with what it means. A [`Partition`] becomes a [`Planner`] together with what
+//! `configs/partition.yaml` has every key with what it means. A [`Partition`] becomes a [`Planner`](crate::plan::Planner) together with what
 //! `tandem calibrate` measured, which decides what `auto` and `split` without a ratio mean; without measurements the
 //! thresholds do. Every decision has a [`Reason`].
 

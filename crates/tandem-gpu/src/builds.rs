@@ -41,10 +41,9 @@ pub fn target_builds() -> Vec<TargetBuild> {
         });
     };
     for bits in [4, 8] {
-        for (planes, tokens, tiles) in
-            [(1, 1, 1), (1, 2, 1), (1, 8, 1), (1, 8, 2), (2, 1, 1), (2, 4, 1), (2, 4, 2)]
-        {
-            let team = [("PLANES", planes), ("TOKENS", tokens), ("TILES", tiles)];
+        for (planes, tokens) in [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 2)] {
+            let team =
+                [("PLANES", planes), ("TOKENS", tokens), ("TILES", Path::Dot.team(planes).1)];
             add(s::MATMUL, &[&[("BITS", bits)], &team[..]].concat());
         }
     }

@@ -47,6 +47,17 @@ impl Path {
         }
     }
 
+    /// Tokens and tiles that a team takes of a product at a time, at most, where activations have so many planes. A lane
+    /// has a sum for each in a register: more of them are spilled on Meteor Lake (`cargo xtask kernels`), while twice as
+    /// many are twice as fast on NVIDIA's.
+    pub(crate) const fn team(self, planes: usize) -> (usize, usize) {
+        match (self, planes) {
+            (Self::Portable, _) => (8 / planes, 2),
+            (_, 1) => (8, 1),
+            _ => (2, 1),
+        }
+    }
+
     /// Whether a device has what it takes.
     pub fn runs_on(self, device: &DeviceInfo) -> bool {
         let subgroups = device.subgroup_sizes.contains(&LANES) && device.opencl_c >= (2, 0);

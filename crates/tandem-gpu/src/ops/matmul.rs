@@ -15,10 +15,6 @@ pub(crate) const MATMUL: Source =
 const FEW_TOKENS: usize = 8;
 /// Tokens of a prompt's batch.
 const PROMPT: usize = 256;
-/// Rows of activations that a team takes at a time: a sum in a register for each, and each of its tiles.
-const TEAM_ROWS: usize = 8;
-/// Tiles that a team takes at a time, at most: activations are loaded once for both.
-const TEAM_TILES: usize = 2;
 /// Tiles, and blocks of tokens, of a work-group.
 const SIDE: usize = 4;
 
@@ -100,23 +96,23 @@ impl Cut {
     /// For a product of so many rows and tokens. More than a few tokens are added up in the same order whatever their
     /// number, so that results do not depend on it.
     fn of(gpu: &Gpu, rows: usize, tokens: usize, planes: usize) -> Self {
+        let (most_tokens, most_tiles) = gpu.path().team(planes);
         let few = tokens <= FEW_TOKENS;
-        let most = TEAM_ROWS / planes;
         // Few are filled up to a power of two: each number would be a program of its own.
-        let tokens = if few { tokens.next_power_of_two().min(most) } else { most };
+        let tokens = if few { tokens.next_power_of_two().min(most_tokens) } else { most_tokens };
         let units = gpu.device().info().compute_units as usize;
-        let enough_tiles = !few || rows >= units * TEAM_TILES * LANES;
-        let tiles = if tokens == most && enough_tiles { TEAM_TILES } else { 1 };
-        let items = rows * PROMPT / (TEAM_ROWS * TEAM_TILES);
+        let enough_tiles = !few || rows >= units * most_tiles * LANES;
+        let tiles = if tokens == most_tokens && enough_tiles { most_tiles } else { 1 };
+        let items = rows * PROMPT / (most_tokens * most_tiles);
         let columns_are_shared = few || items < units * gpu.path().items_of_unit();
         Self { planes, tokens, tiles, columns_are_shared }
     }
 
-    /// For products of the uses of experts, of which there are `uses` at a time: there may be twice as many.
-    fn of_uses(uses: usize, planes: usize) -> Self {
-        let most = TEAM_ROWS / planes;
-        let tokens = (2 * uses).next_power_of_two().min(most);
-        let tiles = if tokens == most { TEAM_TILES } else { 1 };
+    /// For products of the uses of experts, of which each has so many on average; there may be twice as many.
+    fn of_uses(gpu: &Gpu, average: usize, planes: usize) -> Self {
+        let (most_tokens, most_tiles) = gpu.path().team(planes);
+        let tokens = (2 * average).next_power_of_two().min(most_tokens);
+        let tiles = if tokens == most_tokens { most_tiles } else { 1 };
         Self { planes, tokens, tiles, columns_are_shared: true }
     }
 
@@ -316,9 +312,8 @@ pub fn matmul_experts(
     assert_eq!((layout.cols(), expected), (x.cols(), x.tokens()), "activations of experts");
     assert_eq!(weights.starts.len(), uses.n_experts(), "experts");
     assert_eq!(out.len(), count * rows, "output of {count} uses");
-    // Of an expert on average.
     let average = count.div_ceil(uses.n_experts());
-    let cut = Cut::of_uses(average, planes);
+    let cut = Cut::of_uses(scope.gpu(), average, planes);
     let defines = cut.defines(layout.kind());
     let tiles = rows.div_ceil(LANES * cut.tiles);
     let global = [tiles * GROUP, uses.n_experts(), (2 * average).div_ceil(cut.tokens)];

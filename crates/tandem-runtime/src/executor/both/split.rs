@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn shares_are_whole_tiles() {
         assert_eq!([0.0, 0.3, 0.5, 1.0].map(|share| igpu_rows(448, share)), [0, 128, 224, 448]);
-        assert_eq!(igpu_rows(70, 1.0), 70);
+        assert_eq!(igpu_rows(24, 1.0), 24);
         assert_eq!(igpu_rows(8, 0.4), 0);
     }
 }

@@ -192,8 +192,9 @@ fn take_apart(blocks: &[u8], bits: usize, scales: &mut Vec<u8>) -> Vec<u8> {
         match bits {
             // A byte of q4_0 has weights i and i + 16, one of MatMulNBits 2i and 2i + 1.
             4 => {
-                let quant = |i: usize| if i < 16 { quants[i] & 15 } else { quants[i - 16] >> 4 };
-                all.extend((0..BLOCK / 2).map(|i| quant(2 * i) | quant(2 * i + 1) << 4));
+                let (pairs, _) = quants.as_chunks::<2>();
+                all.extend(pairs.iter().map(|[a, b]| a & 15 | b << 4));
+                all.extend(pairs.iter().map(|[a, b]| a >> 4 | b & 0xf0));
             }
             // q8_0 has signed numbers.
             _ => all.extend(quants.iter().map(|q| q.wrapping_add(128))),

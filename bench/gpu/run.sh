@@ -6,12 +6,14 @@
 #   model        a full-size random model in q4_0 under $WORK (needs python3 with numpy, 10 GB): what follows uses it
 #   devices      CPU alone, GPU alone, default partition, split, calibrated: prompts and generation
 #   shared       the same on one memory: the CPU executor on the upper half of the cores, PoCL on the lower
-# OPENCL=nvidia (the default) or pocl says which driver is visible; WORK is /dev/shm/tandem.
+# OPENCL=nvidia (the default) or pocl says which driver is visible; WORK is /dev/shm/tandem; no measurement may take
+# longer than LIMIT seconds (240).
 set -euo pipefail
 bundle=$(cd "$(dirname "$0")" && pwd)
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 work=${WORK:-/dev/shm/tandem}
+limit=${LIMIT:-240}
 model=$work/q4_0.gguf
 mkdir -p "$work/icd" "$work/home"
 export HOME=$work/home XDG_CONFIG_HOME=$work/home XDG_CACHE_HOME=$work/home POCL_CACHE_DIR=$work/pocl
@@ -30,14 +32,17 @@ bench() { # NAME COMMAND...
   local name=$1
   shift
   echo "== $name: $*" >&2
-  { echo; echo "### $name"; echo; timeout 240 "$@" -m "$model" -p 256 -n 64 -r 3 2>&1 || echo "failed: $?"; } >> "$out/$file"
+  {
+    echo; echo "### $name"; echo
+    timeout "$limit" "$@" -m "$model" "${tests[@]}" 2>&1 || echo "failed: $?"
+  } >> "$out/$file"
 }
 
 conformance() {
   # PoCL 5 has contexts of several threads at odds with each other: there, one test at a time.
   local threads=()
-  [ "${OPENCL:-nvidia}" = nvidia ] || threads=(--test-threads=1)
-  "$bundle/conformance" "${threads[@]}" 2>&1 | grep -v 'warnings\? generated' | tee "$out/conformance-${OPENCL:-nvidia}.txt"
+  [ "$opencl" = nvidia ] || threads=(--test-threads=1)
+  "$bundle/conformance" "${threads[@]}" 2>&1 | grep -v 'warnings\? generated' | tee "$out/conformance-$opencl.txt"
 }
 
 kernels() {
@@ -54,33 +59,36 @@ model() {
 
 devices() {
   file=devices.md
+  local tests=(-p 256 -n 64 -r 3)
   local place
   for place in cpu igpu default split=0.3 split=0.5 split=0.7 split=0.9; do
     bench "$place" "$bundle/tandem" bench --placement "$place"
   done
   bench "GPU alone, with times of its kernels" "$bundle/tandem" bench --placement igpu --profile
-  timeout 240 "$bundle/tandem" calibrate -m "$model" --quick > "$out/calibrate.md" 2>&1 || true
+  timeout "$limit" "$bundle/tandem" calibrate -m "$model" --quick > "$out/calibrate.md" 2>&1 || true
   bench "auto" "$bundle/tandem" bench --placement auto --explain
 }
 
 # PoCL binds its threads to the first CPUs, whatever the process may use; the CPU executor has what the process may.
 shared() {
   file=shared.md
-  local all half place device=(--device pthread)
+  # Kernels for GPUs are slow on CPUs.
+  local tests=(-p 64 -n 16 -r 3)
+  local all half place device=(--device 'Portable Computing Language')
   all=$(nproc)
   half=$((all / 2))
-  [[ $("$bundle/tandem" devices 2>/dev/null) == *pthread* ]] || device=(--device Portable)
   bench "CPU alone, all cores" "$bundle/tandem" bench --placement cpu -t "$all"
   export POCL_AFFINITY=1 POCL_MAX_PTHREAD_COUNT=$half
   local on=(taskset -c "$half-$((all - 1))" "$bundle/tandem")
   for place in cpu igpu default split=0.1 split=0.3 split=0.5; do
     bench "$place" "${on[@]}" bench -t "$half" --placement "$place" "${device[@]}"
   done
-  timeout 400 "${on[@]}" calibrate -m "$model" -t "$half" --quick "${device[@]}" > "$out/calibrate-shared.md" 2>&1 || true
+  timeout "$limit" "${on[@]}" calibrate -m "$model" -t "$half" --quick "${device[@]}" > "$out/calibrate-shared.md" 2>&1 || true
   bench "auto" "${on[@]}" bench -t "$half" --placement auto --explain "${device[@]}"
 }
 
-use_opencl "${OPENCL:-nvidia}"
+opencl=${OPENCL:-nvidia}
+use_opencl "$opencl"
 for part in "$@"; do
   echo "==== $part, $(date -u +%T)" >&2
   "$part"

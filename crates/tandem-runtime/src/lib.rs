@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod calibrate;
+mod engine;
 mod error;
 mod executor;
 mod experts;
@@ -13,13 +14,14 @@ pub mod perplexity;
 pub mod plan;
 mod profile;
 mod sampling;
-mod session;
 mod stop;
+mod text;
 
+pub use engine::{Engine, EngineLoad, EngineOptions, Event, Handle};
 pub use error::{Result, RuntimeError};
-pub use executor::{DEFAULT_BATCH, Executor, LogitsFor, RouterTrace, Threads, evaluate};
+pub use executor::{DEFAULT_BATCH, Executor, LogitsFor, RouterTrace, Segment, Threads, evaluate};
 pub use model::Model;
 pub use profile::{Cost, Operation, Profile};
 pub use sampling::{Sampler, SamplingParams};
-pub use session::{FinishReason, Generated, Request, Session};
 pub use stop::{Filtered, StopFilter};
+pub use text::{FinishReason, Generated, Request, Session};

@@ -3,8 +3,8 @@
 use tandem_golden::{golden, golden_model, stories, stories_bf16};
 use tandem_memory::{KvType, Packing};
 
-use super::support::BOUND;
-use super::{PLANS, on_every_gpu, setup};
+use super::support::{BOUND, check_together};
+use super::{BATCH, PLANS, on_every_gpu, setup};
 
 #[test]
 fn the_random_model() {
@@ -29,6 +29,19 @@ fn the_trained_model() {
             let prompt = &stories()[0];
             setup.check_prompt(prompt, BOUND);
             setup.check_greedy(prompt);
+        }
+    });
+}
+
+#[test]
+fn texts_that_are_read_and_written_together() {
+    on_every_gpu(|what, gpu| {
+        for (n, plan) in PLANS.into_iter().enumerate() {
+            println!("{what}, plan {n}");
+            let setup = setup(gpu(), &golden_model(), Packing::AsInFile, KvType::F32, plan);
+            let (mut executor, prompts) = (setup.executor, golden());
+            check_together(&mut executor, &prompts, KvType::F32, BATCH / prompts.len(), BOUND);
+            assert!(executor.gpu_failure().is_none(), "{what}");
         }
     });
 }

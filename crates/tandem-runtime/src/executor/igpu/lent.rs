@@ -29,7 +29,8 @@ pub(super) struct Lent<'scope> {
     pub(super) best: Option<RegionMut<'scope, u32>>,
     /// Room for what attention makes of each span of keys.
     pub(super) spans: RegionMut<'scope, f32>,
-    pub(super) kv: LentCache<'scope>,
+    /// One for each sequence.
+    pub(super) caches: Vec<LentCache<'scope>>,
 }
 
 /// A KV cache.
@@ -45,7 +46,7 @@ impl<'scope> Lent<'scope> {
         scope: &'scope Scope<'scope, '_>,
         acts: &'scope mut Activations,
         spans: &'scope mut GpuVec<f32>,
-        kv: &'scope mut KvCache,
+        caches: &'scope mut [&mut KvCache],
     ) -> Result<Self> {
         let uses = &mut acts.uses;
         let wanted = !acts.logits.is_empty();
@@ -73,16 +74,20 @@ impl<'scope> Lent<'scope> {
             logits: wanted.then(|| scope.lend_mut(&mut acts.logits[..])).transpose()?,
             best: wanted.then(|| scope.lend_mut(&mut acts.best[..])).transpose()?,
             spans: scope.vec_mut(spans)?,
-            kv: LentCache {
-                kind: kv.kind(),
-                places: (0..kv.layers()).map(|layer| kv.places(layer)).collect(),
-                bytes: scope.lend_mut(kv.bytes_mut())?,
-            },
+            caches: caches.iter_mut().map(|kv| LentCache::new(scope, kv)).collect::<Result<_>>()?,
         })
     }
 }
 
 impl<'scope> LentCache<'scope> {
+    fn new(scope: &'scope Scope<'scope, '_>, kv: &'scope mut KvCache) -> Result<Self> {
+        Ok(Self {
+            kind: kv.kind(),
+            places: (0..kv.layers()).map(|layer| kv.places(layer)).collect(),
+            bytes: scope.lend_mut(kv.bytes_mut())?,
+        })
+    }
+
     /// Keys and values of a layer.
     pub(super) fn layer(&self, layer: usize) -> [RegionMut<'scope, u8>; 2] {
         self.places[layer].clone().map(|place| self.bytes.slice_mut(place))

@@ -103,11 +103,17 @@ impl Igpu {
 }
 
 impl Room {
-    /// Makes room for attention over a cache.
-    fn fit(&mut self, gpu: &Gpu, config: &PhimoeConfig, kv: &KvCache) -> tandem_gpu::Result<()> {
-        if kv.capacity() > self.capacity {
-            self.spans = ops::attention_spans(gpu, heads(config), kv.capacity())?;
-            self.capacity = kv.capacity();
+    /// Makes room for attention over each of some caches, one after the other.
+    fn fit(
+        &mut self,
+        gpu: &Gpu,
+        config: &PhimoeConfig,
+        caches: &[&mut KvCache],
+    ) -> tandem_gpu::Result<()> {
+        let capacity = caches.iter().map(|kv| kv.capacity()).max().unwrap_or(0);
+        if capacity > self.capacity {
+            self.spans = ops::attention_spans(gpu, heads(config), capacity)?;
+            self.capacity = capacity;
         }
         Ok(())
     }
@@ -122,21 +128,23 @@ impl Pass<'_> {
         let (model, batch) = (self.model, self.batch);
         for step in steps.iter().filter(|step| step.operation == Operation::AttentionCompute) {
             let layer = usize::from(step.layer.unwrap_or_default());
-            self.kv.claim(layer, batch.start, batch.ids.len())?;
+            for (part, kv) in batch.parts.iter().zip(&mut *self.caches) {
+                kv.claim(layer, part.start, part.len())?;
+            }
         }
         for &step in steps {
-            let (bytes, arithmetic) = cost(model, batch, self.kv, step);
+            let (bytes, arithmetic) = cost(model, batch, self.caches[0], step);
             self.profile.given_to_gpu(step.operation, bytes, arithmetic);
         }
-        igpu.room.fit(&igpu.gpu, model.config(), self.kv)?;
-        let (kv, activations) = (&mut *self.kv, &mut *self.activations);
+        igpu.room.fit(&igpu.gpu, model.config(), self.caches)?;
+        let (caches, activations) = (&mut *self.caches, &mut *self.activations);
         let (profile, mut marks) = (&mut *self.profile, Vec::with_capacity(steps.len()));
         let Igpu { gpu, weights, room: Room { quantized, spans, .. }, .. } = &mut *igpu;
         let first = gpu.launches();
         gpu.scope(|scope| {
             let (weights, room) = (weights.lend(scope, model)?, quantized.lend(scope)?);
             let products = Products::new(scope, weights, room);
-            let lent = Lent::new(scope, activations, spans, kv)?;
+            let lent = Lent::new(scope, activations, spans, caches)?;
             let mut enqueue = Enqueue::new(scope, model.config(), products, lent, batch);
             for &step in steps {
                 enqueue.step(step)?;

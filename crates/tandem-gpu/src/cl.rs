@@ -154,15 +154,15 @@ impl Queue {
         .map(Event)
     }
 
-    /// Copies bytes into a buffer, and waits.
-    pub(crate) fn write(&self, buffer: &Buffer, bytes: &[u8]) -> Result<()> {
+    /// Copies bytes to `at` in a buffer, and waits.
+    pub(crate) fn write(&self, buffer: &Buffer, at: usize, bytes: &[u8]) -> Result<()> {
         // SAFETY: the call blocks until `bytes` has been read; OpenCL checks the size against the buffer's.
         unsafe {
             cl3::command_queue::enqueue_write_buffer(
                 self.raw(),
                 buffer.raw(),
                 1,
-                0,
+                at,
                 bytes.len(),
                 bytes.as_ptr().cast(),
                 0,
@@ -246,15 +246,15 @@ impl Queue {
         self.finish()
     }
 
-    /// Copies bytes out of a buffer, and waits.
-    pub(crate) fn read(&self, buffer: &Buffer, bytes: &mut [u8]) -> Result<()> {
+    /// Copies bytes from `at` in a buffer, and waits.
+    pub(crate) fn read(&self, buffer: &Buffer, at: usize, bytes: &mut [u8]) -> Result<()> {
         // SAFETY: the call blocks until `bytes` has been written; OpenCL checks the size against the buffer's.
         unsafe {
             cl3::command_queue::enqueue_read_buffer(
                 self.raw(),
                 buffer.raw(),
                 1,
-                0,
+                at,
                 bytes.len(),
                 bytes.as_mut_ptr().cast(),
                 0,

@@ -102,9 +102,10 @@ impl SharedMemory {
         self.0.until_refusal.store(count, Ordering::Relaxed);
     }
 
-    /// Whether this allocation is one to be refused; none after it is.
-    pub(crate) fn is_refused(&self) -> bool {
-        self.0.until_refusal.fetch_sub(1, Ordering::Relaxed) == 0
+    /// Why this allocation is one to be refused, if it is; none after it is.
+    pub(crate) fn refusal(&self) -> Option<&'static str> {
+        let now = self.0.until_refusal.fetch_sub(1, Ordering::Relaxed) == 0;
+        now.then_some("a test wants it so")
     }
 
     /// How memory is shared.
@@ -139,8 +140,10 @@ impl SharedMemory {
             device: self.0.device.clone(),
             reason: error.to_string(),
         };
-        if self.is_refused() {
-            return Err(refused(&"a test wants it so"));
+        if self.0.sharing != Sharing::None
+            && let Some(reason) = self.refusal()
+        {
+            return Err(refused(&reason));
         }
         let (pages, buffer) = match (self.0.sharing, self.0.usm) {
             (Sharing::UsmHost, Some(usm)) => {

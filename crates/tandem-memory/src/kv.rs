@@ -10,6 +10,7 @@
 //! overwrites what the stopped one left.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::aligned::{AlignedBuffer, AllocError, Allocator, SystemMemory};
 use half::f16;
@@ -104,6 +105,8 @@ pub struct KvCache {
     kind: KvType,
     /// Positions written so far, for each layer.
     written: Vec<usize>,
+    /// For each layer a number that no other state of any cache has.
+    stamps: Vec<u64>,
     kv_heads: usize,
     head_dim: usize,
     capacity: usize,
@@ -147,7 +150,9 @@ impl KvCache {
             .filter(|&numbers| numbers > 0 && numbers.checked_mul(4).is_some())
             .ok_or(KvError::Shape { layers, kv_heads, head_dim, capacity })?;
         let buffer = allocator.zeroed(kind.bytes(numbers))?;
-        Ok(Self { buffer, kind, written: vec![0; layers], kv_heads, head_dim, capacity })
+        let written = vec![0; layers];
+        let stamps = (0..layers).map(|_| new_stamp()).collect();
+        Ok(Self { buffer, kind, written, stamps, kv_heads, head_dim, capacity })
     }
 
     /// Tokens that every layer holds.
@@ -229,6 +234,7 @@ impl KvCache {
         len: usize,
     ) -> Result<Vec<KvPart<'_>>, KvError> {
         let tokens = self.check_write(layer, pos, k, v)?;
+        self.stamps[layer] = new_stamp();
         let len = len.clamp(1, tokens.max(1));
         let (half, row) = (self.half(), self.kind.bytes_of(self.head_dim));
         let mut rest = &mut self.buffer[2 * layer * half.iter().sum::<usize>()..];
@@ -259,7 +265,24 @@ impl KvCache {
     pub fn claim(&mut self, layer: usize, pos: usize, tokens: usize) -> Result<(), KvError> {
         self.check_room(layer, pos, tokens)?;
         self.written[layer] = pos + tokens;
+        self.stamps[layer] = new_stamp();
         Ok(())
+    }
+
+    /// What tells a layer's contents from what they were before any [`write`](Self::write) or [`claim`](Self::claim), and
+    /// from those of other caches: for whoever keeps a copy.
+    pub fn stamp(&self, layer: usize) -> u64 {
+        self.stamps[layer]
+    }
+
+    /// KV heads of a layer.
+    pub fn kv_heads(&self) -> usize {
+        self.kv_heads
+    }
+
+    /// Bytes of one head's key, or of its value, without scales.
+    pub fn row_bytes(&self) -> usize {
+        self.kind.bytes_of(self.head_dim)[0]
     }
 
     /// Keys and values of all layers, for a device that uses them in place.
@@ -336,6 +359,12 @@ impl KvCache {
         }
         Ok(())
     }
+}
+
+/// A number that was not used before in this process.
+fn new_stamp() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Room for keys, or for values.
@@ -699,6 +728,9 @@ mod tests {
                     assert_eq!(read(&claimed), read(&written));
                 }
             }
+            let (stamp, other) = (claimed.stamp(1), claimed.stamp(0));
+            claimed.write(0, 0, &[0.0; 96], &[0.0; 96]).unwrap();
+            assert!(claimed.stamp(1) == stamp && claimed.stamp(0) != other);
             assert!(claimed.claim(1, 3, 1).unwrap_err().to_string().contains("at most 2"));
             assert!(claimed.claim(1, 2, 4).unwrap_err().to_string().contains("full"));
         }

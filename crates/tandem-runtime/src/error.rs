@@ -40,6 +40,12 @@ pub enum RuntimeError {
         /// Its value.
         found: f32,
     },
+    /// The executor has no GPU.
+    #[error("there is no GPU to measure")]
+    NoGpu,
+    /// The GPU was put aside while it was measured.
+    #[error("the GPU failed: {0}")]
+    GpuFailed(String),
     /// There is nothing to continue.
     #[error("the prompt is empty: the model needs at least one token to continue from")]
     EmptyPrompt,

@@ -4,6 +4,8 @@
 
 use std::ops::Range;
 
+use tandem_gpu::ops::Uses;
+use tandem_gpu::{Gpu, Scope};
 use tandem_memory::AllocError;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 
@@ -41,6 +43,35 @@ impl ExpertUses {
         self.numbers.clear();
         self.numbers.extend((0u32..).take(uses));
         Ok(())
+    }
+
+    /// Brings what the CPU has changed to a GPU with memory of its own.
+    pub(crate) fn upload(&mut self, gpu: &Gpu) -> tandem_gpu::Result<()> {
+        self.tokens.upload(gpu)?;
+        self.weights.upload(gpu)?;
+        self.places.upload(gpu)?;
+        self.starts.upload(gpu)
+    }
+
+    /// Brings what such a GPU has changed back.
+    pub(crate) fn download(&mut self, gpu: &Gpu) -> tandem_gpu::Result<()> {
+        self.tokens.download(gpu)?;
+        self.weights.download(gpu)?;
+        self.places.download(gpu)?;
+        self.starts.download(gpu)
+    }
+
+    /// Lends the uses to a GPU.
+    pub(crate) fn lend<'scope>(
+        &'scope mut self,
+        scope: &'scope Scope<'scope, '_>,
+    ) -> tandem_gpu::Result<Uses<'scope>> {
+        Ok(Uses::new(
+            self.starts.lend_mut(scope)?,
+            self.tokens.lend_mut(scope)?,
+            self.weights.lend_mut(scope)?,
+            self.places.lend_mut(scope)?,
+        ))
     }
 
     /// Takes a batch's choices and their weights, `[token][2]`, in place of the last one's.

@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
+use proptest::prelude::*;
 use tandem_model::PhimoeConfig;
 use tandem_runtime::calibrate::{Candidate, Choice, Choices};
 use tandem_runtime::partition::Partition;
 use tandem_runtime::plan::{PassSize, Placement, Plan};
 use tandem_runtime::{Operation, partition};
 use tandem_testkit::testdata;
+
+const SHIPPED: &str = include_str!("../../../configs/partition.yaml");
 
 const NAMES: [&str; 2] = ["Phi-tiny-MoE-instruct", "phi-q4"];
 
@@ -312,4 +315,44 @@ fn a_file_that_is_not_there() {
     let path = Path::new("/nowhere/p.yaml");
     let message = Partition::read(path, &config(), &NAMES).unwrap_err().to_string();
     assert!(message.starts_with("/nowhere/p.yaml: cannot be read: No such file"), "{message}");
+}
+
+#[test]
+fn files_made_to_do_harm_are_refused() {
+    let bomb: String = std::iter::once("a0: &a0 [x, x]\n".to_owned())
+        .chain((1..40).map(|n| {
+            let before = n - 1;
+            format!("a{n}: &a{n} [*a{before}, *a{before}, *a{before}, *a{before}]\n")
+        }))
+        .collect();
+    let deep = format!("a: {}", "[".repeat(100_000));
+    for text in [
+        bomb,
+        deep,
+        "a: 1e400\n".to_owned(),
+        "layer_overrides: {layer_0_99999999999999999999: {}}".to_owned(),
+    ] {
+        let message = parse(&text).unwrap_err().to_string();
+        assert!(message.starts_with("p.yaml:"), "{message}");
+        assert!(message.len() < 400, "{message}");
+    }
+}
+
+proptest! {
+    /// The shipped file with some of its bytes replaced is read or refused, in one line.
+    #[test]
+    fn damaged_files_are_read_or_refused(
+        damage in proptest::collection::vec((0usize..1500, "[a-z0-9:{}\\[\\]&*\\-\\n #'\"|>.]"), 1..6),
+    ) {
+        let mut text: Vec<char> = SHIPPED.lines().filter(|line| !line.trim_start().starts_with('#'))
+            .collect::<Vec<_>>().join("\n").chars().collect();
+        for (place, with) in damage {
+            let place = place % text.len();
+            text.splice(place..=place, with.chars());
+        }
+        let text: String = text.into_iter().collect();
+        if let Err(error) = parse(&text) {
+            prop_assert_eq!(error.to_string().lines().count(), 1, "{}", error);
+        }
+    }
 }

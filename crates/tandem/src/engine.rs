@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tandem_cpu::Cpu;
+use tandem_gpu::Gpu;
+use tandem_memory::{Allocator, Packing, SystemMemory};
 use tandem_model::chat::{ChatTemplate, Message};
 use tandem_model::{Checkpoint, Text};
-use tandem_runtime::{Executor, Model, Request, Session};
+use tandem_runtime::{Executor, Model, Operation, Request, Session};
 
-use crate::options::{ComputeOptions, GenerateOptions, ModelOption};
+use crate::options::{ComputeOptions, GenerateOptions, ModelOption, PlacementOptions};
+use crate::placement::{self, Placing};
 use crate::{demo, progress, threads};
 
 /// A loaded model with one text in progress.
@@ -19,18 +22,32 @@ pub(crate) struct Engine {
     pub(crate) text: Text,
     pub(crate) executor: Executor,
     pub(crate) session: Session,
+    placing: Placing,
+    failure_noted: bool,
     pub(crate) load_time: Duration,
 }
 
 impl Engine {
     /// Finds, checks and loads the model.
-    pub(crate) fn load(model: &ModelOption, compute: &ComputeOptions) -> anyhow::Result<Self> {
+    pub(crate) fn load(
+        model: &ModelOption,
+        compute: &ComputeOptions,
+        place: &PlacementOptions,
+    ) -> anyhow::Result<Self> {
         let started = Instant::now();
         let checkpoint = open(model.model.as_deref(), compute)?;
         let text = checkpoint.text()?;
-        let executor = executor(&checkpoint, compute)?;
+        let mut placing = Placing::new(&checkpoint, compute, place)?;
+        let executor = executor(&checkpoint, compute, &mut placing)?;
         let session = session(&checkpoint, &executor, compute)?;
-        Ok(Self { checkpoint, text, executor, session, load_time: started.elapsed() })
+        if place.explain {
+            note!("{}", placement::explain(&placing));
+            for refusal in refusals(&executor, compute) {
+                note!("{refusal}");
+            }
+        }
+        let load_time = started.elapsed();
+        Ok(Self { checkpoint, text, executor, session, placing, failure_noted: false, load_time })
     }
 
     /// What to generate, with the model's own stop ids.
@@ -60,17 +77,50 @@ impl Engine {
         })
     }
 
-    /// One line for the user: what runs where.
+    /// One line for the user: what runs where, and why.
     pub(crate) fn describe(&self) -> String {
-        format!(
-            "{} on the CPU with {} (this version does not use a GPU yet)",
-            self.checkpoint.path().file_name().map_or_else(
-                || self.checkpoint.path().display().to_string(),
-                |name| name.to_string_lossy().into_owned()
-            ),
-            threads::describe(&self.executor),
-        )
+        describe(&self.checkpoint, &self.executor, &self.placing)
     }
+
+    /// Tells the user once where the GPU has failed.
+    pub(crate) fn note_failure(&mut self) {
+        if !self.failure_noted {
+            self.failure_noted = note_failure(&self.executor);
+        }
+    }
+}
+
+/// One line for the user: what runs where, and why.
+pub(crate) fn describe(checkpoint: &Checkpoint, executor: &Executor, placing: &Placing) -> String {
+    let path = checkpoint.path();
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let threads = threads::describe(executor);
+    let gpu = executor.gpu().map(|gpu| {
+        let plan = |tokens| executor.planner().plan(tokens, tokens).name();
+        let (decode, prompts) = (plan(1), plan(executor.batch()));
+        format!(" and {}: {decode}, prompts {prompts}", gpu.device().info().full_name())
+    });
+    format!("{name} on the CPU with {threads}{} ({})", gpu.unwrap_or_default(), placing.why)
+}
+
+/// What the GPU is to compute and cannot, with reasons.
+fn refusals(executor: &Executor, compute: &ComputeOptions) -> Vec<String> {
+    let plans = || executor.planner().cases().iter().flat_map(|case| case.plan.steps());
+    let wanted =
+        |operation| plans().any(|step| step.operation == operation && step.placement.uses_igpu());
+    let refusal = |operation: Operation| {
+        let reason = executor.gpu_refusal(operation, compute.kv_type.into())?;
+        Some(format!("{} stays on the CPU: {reason}", operation.name()))
+    };
+    Operation::ALL.into_iter().filter(|&o| wanted(o)).filter_map(refusal).collect()
+}
+
+/// Tells the user where the GPU has failed and the CPU went on; answers whether it has.
+pub(crate) fn note_failure(executor: &Executor) -> bool {
+    if let Some(failure) = executor.gpu_failure() {
+        note!("the GPU failed and was put aside, and the CPU goes on: {failure}");
+    }
+    executor.gpu_failure().is_some()
 }
 
 /// Opens a model by path or hub name, the demo model without one, and applies the options that change its config.
@@ -82,21 +132,56 @@ pub(crate) fn open(model: Option<&str>, compute: &ComputeOptions) -> anyhow::Res
     Ok(checkpoint)
 }
 
-/// Loads the weights, with a progress bar, and starts the threads.
+/// Loads the weights, with a progress bar, and starts the threads. Where a GPU is to take part and cannot, that is noted,
+/// and the CPU computes everything.
 pub(crate) fn executor(
     checkpoint: &Checkpoint,
     compute: &ComputeOptions,
+    placing: &mut Placing,
 ) -> anyhow::Result<Executor> {
     let threads = threads::counts(compute);
-    let bar = progress::bytes(checkpoint.summary().total().bytes, "loading");
-    let model = Model::load(checkpoint, threads.team_size(), &|bytes| bar.inc(bytes))?;
-    bar.finish_and_clear();
+    let (model, gpu) = load(checkpoint, threads.team_size(), placing)?;
     let team = threads::team(threads, compute.pin)?;
-    let cpu = match compute.isa {
-        Some(isa) => Cpu::with_isa(team, isa).context("--isa")?,
-        None => Cpu::new(team),
+    let cpu = || match compute.isa {
+        Some(isa) => Cpu::with_isa(Arc::clone(&team), isa).context("--isa"),
+        None => Ok(Cpu::new(Arc::clone(&team))),
     };
-    Ok(Executor::with_cpu(Arc::new(model), cpu, threads, compute.batch))
+    if gpu.is_some() {
+        let planner = placing.planner(checkpoint);
+        let model = Arc::clone(&model);
+        match Executor::with_devices(model, cpu()?, threads, compute.batch, gpu, planner) {
+            Ok(executor) => return Ok(executor),
+            Err(error) => placing.give_up(&error.to_string()),
+        }
+    }
+    if let Some(reason) = &placing.missing {
+        note!("{}", placement::without_gpu(reason));
+    }
+    Ok(Executor::with_cpu(model, cpu()?, threads, compute.batch))
+}
+
+/// The weights, and the GPU that uses them where they are, if one takes part.
+fn load(
+    checkpoint: &Checkpoint,
+    threads: usize,
+    placing: &mut Placing,
+) -> anyhow::Result<(Arc<Model>, Option<Gpu>)> {
+    let bytes = checkpoint.summary().total().bytes;
+    let load_in = |memory: &dyn Allocator| {
+        let bar = progress::bytes(bytes, "loading");
+        let packing = Packing::Packed;
+        let model = Model::load_in(memory, checkpoint, packing, threads, &|bytes| bar.inc(bytes));
+        bar.finish_and_clear();
+        model.map(Arc::new)
+    };
+    if let Some(gpu) = placing.open_gpu() {
+        match load_in(gpu.memory()) {
+            Ok(model) => return Ok((model, Some(gpu))),
+            // Whatever is wrong with the files is wrong with other memory too.
+            Err(error) => placing.give_up(&error.to_string()),
+        }
+    }
+    Ok((load_in(&SystemMemory)?, None))
 }
 
 /// An empty text with the context the options ask for.

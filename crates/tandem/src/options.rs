@@ -49,9 +49,6 @@ pub(crate) struct PlacementOptions {
     #[arg(long, value_name = "WHERE", env = "TANDEM_PLACEMENT")]
     pub(crate) placement: Option<PlacementChoice>,
 
-    #[command(flatten)]
-    pub(crate) device: DeviceOption,
-
     /// Say why the model is computed where it is
     #[arg(long, env = "TANDEM_EXPLAIN", value_parser = FalseyValueParser::new())]
     pub(crate) explain: bool,
@@ -90,7 +87,7 @@ impl fmt::Display for PlacementChoice {
 #[derive(Args, Clone)]
 pub(crate) struct ComputeOptions {
     #[command(flatten)]
-    pub(crate) place: PlacementOptions,
+    pub(crate) device: DeviceOption,
 
     /// Threads to compute with [default: one per core, low-power (LP-E) cores left out]
     #[arg(short, long, value_name = "N", env = "TANDEM_THREADS", value_parser = thread_count)]

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 use tandem_cpu::Isa;
-use tandem_gpu::{Device, find_device};
+use tandem_gpu::{Device, Gpu, GpuOptions, ProgramCache, find_device};
 use tandem_memory::KvType;
 use tandem_model::Checkpoint;
 use tandem_runtime::Operation;
@@ -14,7 +14,7 @@ use tandem_runtime::calibrate::{Calibration, Choices, Identity, Point, verdicts}
 use tandem_runtime::partition::{Decision, Partition, Wanted};
 use tandem_runtime::plan::{PassSize, Planner};
 
-use crate::options::{ComputeOptions, PlacementChoice};
+use crate::options::{ComputeOptions, PlacementChoice, PlacementOptions};
 use crate::threads;
 
 /// Where a model is to be computed, and why there.
@@ -32,8 +32,11 @@ pub(crate) struct Placing {
 
 impl Placing {
     /// Reads what the options name.
-    pub(crate) fn new(checkpoint: &Checkpoint, compute: &ComputeOptions) -> anyhow::Result<Self> {
-        let place = &compute.place;
+    pub(crate) fn new(
+        checkpoint: &Checkpoint,
+        compute: &ComputeOptions,
+        place: &PlacementOptions,
+    ) -> anyhow::Result<Self> {
         match (&place.config, place.placement) {
             (Some(path), _) => {
                 let partition = read(path, checkpoint)?;
@@ -105,6 +108,17 @@ impl Placing {
         }
     }
 
+    /// Everything on the GPU, to be placed otherwise later.
+    pub(crate) fn with_gpu(checkpoint: &Checkpoint, compute: &ComputeOptions) -> Self {
+        let mut placing = Self::cpu("to measure".to_owned());
+        placing.partition = Partition::everything(Wanted::Igpu);
+        match find(compute, Memory::of(checkpoint, compute), None) {
+            Ok(device) => placing.device = Some(device),
+            Err(reason) => placing.missing = Some(reason),
+        }
+        placing
+    }
+
     /// Everything on the CPU.
     fn cpu(why: String) -> Self {
         Self {
@@ -120,6 +134,25 @@ impl Placing {
     fn use_measurements(&mut self, calibration: Calibration) {
         self.choices = Some(calibration.choices());
         self.calibration = Some(calibration);
+    }
+
+    /// Opens the GPU, where it is to take part and can.
+    pub(crate) fn open_gpu(&mut self) -> Option<Gpu> {
+        let device = self.device.clone()?;
+        let options = GpuOptions { cache: ProgramCache::of_user(), ..GpuOptions::default() };
+        match Gpu::open(device, options) {
+            Ok(gpu) => Some(gpu),
+            Err(error) => {
+                self.give_up(&error.to_string());
+                None
+            }
+        }
+    }
+
+    /// The GPU does not work after all.
+    pub(crate) fn give_up(&mut self, reason: &str) {
+        self.device = None;
+        self.missing = Some(reason.to_owned());
     }
 
     /// The plans, as if there was a GPU where one is missing.
@@ -177,7 +210,7 @@ impl Memory {
 
 /// The device that the options name, if the model fits it and its limit.
 fn find(compute: &ComputeOptions, memory: Memory, limit: Option<u64>) -> Result<Device, String> {
-    let choice = compute.place.device.choice();
+    let choice = compute.device.choice();
     let device =
         find_device(&choice, memory.all, memory.weights).map_err(|error| error.to_string())?;
     match limit {
@@ -241,11 +274,11 @@ pub(crate) fn measurements(calibration: &Calibration) -> String {
         table.load_style(ASCII_MARKDOWN);
         table.set_header(["placement", "t/s", "verdict"]);
         for (rates, verdict) in point.rates.iter().zip(verdicts(&point.rates)) {
-            table.add_row([
-                rates.candidate.to_string(),
-                format!("{:.2} ± {:.2}", rates.median(), rates.spread()),
-                verdict.to_string(),
-            ]);
+            let rate = match rates.tokens_per_second[..] {
+                [once] => format!("{once:.2}"),
+                _ => format!("{:.2} ± {:.2}", rates.median(), rates.spread()),
+            };
+            table.add_row([rates.candidate.to_string(), rate, verdict.to_string()]);
         }
         if let Some(column) = table.column_mut(1) {
             column.set_cell_alignment(CellAlignment::Right);

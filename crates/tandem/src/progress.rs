@@ -12,6 +12,13 @@ pub(crate) fn count(total: u64, what: &str) -> ProgressBar {
     bar(total, what, "{msg} [{bar:30}] {human_pos}/{human_len} {eta}")
 }
 
+/// What is being done, of something that has no end to count to.
+pub(crate) fn spinner() -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    bar.enable_steady_tick(std::time::Duration::from_millis(200));
+    bar
+}
+
 /// indicatif draws to stderr, and draws nothing where stderr is no terminal.
 fn bar(total: u64, what: &str, template: &str) -> ProgressBar {
     let style =

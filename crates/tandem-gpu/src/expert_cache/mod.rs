@@ -230,7 +230,7 @@ impl ExpertCache {
             timeline: Timeline::default(),
         };
         let places = Buffer::new(&context, shape.n_layers * table_bytes)?;
-        kernels.write(&places, &vec![0; shape.n_layers * table_bytes])?;
+        kernels.write(&places, 0, &vec![0; shape.n_layers * table_bytes])?;
         Ok(Self {
             shape,
             slot_bytes,

@@ -4,8 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use tandem_model::PhimoeConfig;
 
 use crate::partition::{Partition, Wanted};
+use crate::plan::Planner;
 
 /// A way to compute whole passes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +29,16 @@ impl Candidate {
         matches!(self, Self::Cpu | Self::Igpu)
     }
 
+    /// Where it stands in tables: what has no ratio first, then by ratio.
+    pub(super) fn order(self) -> f32 {
+        match self {
+            Self::Cpu => -3.0,
+            Self::Igpu => -2.0,
+            Self::Usual => -1.0,
+            Self::Split(ratio) => ratio,
+        }
+    }
+
     /// The partition that it stands for.
     pub fn partition(self) -> Partition {
         match self {
@@ -35,6 +47,11 @@ impl Candidate {
             Self::Usual => Partition::default(),
             Self::Split(ratio) => Partition::everything(Wanted::Split(Some(ratio))),
         }
+    }
+
+    /// The plans that it stands for.
+    pub(super) fn planner(self, config: &PhimoeConfig) -> Planner {
+        self.partition().planner(config, None)
     }
 }
 

@@ -6,8 +6,10 @@
 
 mod candidate;
 mod choice;
+mod measure;
 mod record;
 
 pub use candidate::Candidate;
 pub use choice::{Choice, Choices, Rates, Verdict, choose, verdicts};
+pub use measure::{Effort, measure};
 pub use record::{Calibration, CalibrationError, Identity, MemoryRates, Point};

@@ -1,30 +1,42 @@
 //! What goes from operation to operation: the activations of one batch, in memory that every device can use.
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
+use tandem_gpu::{Gpu, GpuVec, Region, RegionMut, Scope};
 use tandem_memory::{AlignedBuffer, AllocError, Allocator, Element};
 use tandem_model::PhimoeConfig;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 
 use crate::experts::ExpertUses;
+use crate::profile::Operation as Op;
 
 /// Where activations come from.
 pub(crate) type Memory = Arc<dyn Allocator + Send + Sync>;
 
 /// Numbers that keep their memory from batch to batch.
+///
+/// A GPU with memory of its own has a copy there, and either side may be the newer one.
 pub(crate) struct Activation<T> {
     /// None until there are numbers.
     memory: Option<AlignedBuffer>,
     len: usize,
-    numbers: PhantomData<T>,
+    copy: Option<GpuVec<T>>,
+    newer: Newer,
+}
+
+/// Where the newest numbers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Newer {
+    Neither,
+    Cpu,
+    Gpu,
 }
 
 impl<T> Default for Activation<T> {
     fn default() -> Self {
-        Self { memory: None, len: 0, numbers: PhantomData }
+        Self { memory: None, len: 0, copy: None, newer: Newer::Neither }
     }
 }
 
@@ -36,7 +48,66 @@ impl<T: Element> Activation<T> {
             self.memory = Some(memory.zeroed(bytes)?);
         }
         self.len = len;
+        self.newer = Newer::Neither;
         Ok(())
+    }
+
+    /// Brings the newest numbers to a GPU with memory of its own, and makes room for them there.
+    pub(crate) fn upload(&mut self, gpu: &Gpu) -> tandem_gpu::Result<()> {
+        let mut copy = match self.copy.take() {
+            Some(copy) if copy.len() >= self.len => copy,
+            // Nothing is lost: a copy that is too short was made before the numbers.
+            _ => gpu.zeros(self.len)?,
+        };
+        if self.newer == Newer::Cpu {
+            gpu.write_at(&mut copy, 0, self)?;
+            self.newer = Newer::Neither;
+        }
+        self.copy = Some(copy);
+        Ok(())
+    }
+
+    /// Brings the newest numbers back from such a GPU; nothing happens where memory is shared.
+    pub(crate) fn download(&mut self, gpu: &Gpu) -> tandem_gpu::Result<()> {
+        if self.newer == Newer::Gpu
+            && let (Some(copy), Some(memory)) = (&self.copy, &mut self.memory)
+        {
+            gpu.read_at(copy, 0, &mut memory.typed_mut()[..self.len])?;
+            self.newer = Newer::Neither;
+        }
+        Ok(())
+    }
+
+    /// Lends the numbers to a GPU for reading.
+    pub(crate) fn lend<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+    ) -> tandem_gpu::Result<Region<'scope, T>> {
+        match &self.copy {
+            Some(copy) => Ok(scope.vec(copy)?.slice(0..self.len)),
+            None => scope.lend(self),
+        }
+    }
+
+    /// Lends the numbers to a GPU for reading and writing.
+    pub(crate) fn lend_mut<'scope>(
+        &'scope mut self,
+        scope: &'scope Scope<'scope, '_>,
+    ) -> tandem_gpu::Result<RegionMut<'scope, T>> {
+        match (&mut self.copy, &mut self.memory) {
+            (Some(copy), _) => {
+                self.newer = Newer::Gpu;
+                Ok(scope.vec_mut(copy)?.slice_mut(0..self.len))
+            }
+            (None, Some(memory)) => scope.lend_mut(&mut memory.typed_mut()[..self.len]),
+            (None, None) => scope.lend_mut(&mut []),
+        }
+    }
+
+    /// The numbers, and the room for them on a GPU with memory of its own.
+    pub(crate) fn both_sides(&mut self) -> (&mut [T], Option<&mut GpuVec<T>>) {
+        let memory = self.memory.as_mut().map_or(&mut [][..], |memory| memory.typed_mut());
+        (&mut memory[..self.len], self.copy.as_mut())
     }
 }
 
@@ -50,6 +121,7 @@ impl<T: Element> Deref for Activation<T> {
 
 impl<T: Element> DerefMut for Activation<T> {
     fn deref_mut(&mut self) -> &mut [T] {
+        self.newer = Newer::Cpu;
         self.memory.as_mut().map_or(&mut [], |memory| &mut memory.typed_mut()[..self.len])
     }
 }
@@ -128,5 +200,70 @@ impl Activations {
         self.best.resize(memory, wanted)?;
         self.chosen.resize(memory, uses)?;
         self.uses.resize(memory, tokens, c.n_experts)
+    }
+
+    /// Brings everything that the CPU has changed to a GPU with memory of its own.
+    pub(super) fn upload(&mut self, gpu: &Gpu) -> tandem_gpu::Result<()> {
+        for activation in [
+            &mut self.angles,
+            &mut self.x,
+            &mut self.normed,
+            &mut self.q,
+            &mut self.k,
+            &mut self.v,
+            &mut self.mixed,
+            &mut self.router,
+            &mut self.chosen_weights,
+            &mut self.gate,
+            &mut self.up,
+            &mut self.down,
+            &mut self.logits,
+        ] {
+            activation.upload(gpu)?;
+        }
+        for activation in [&mut self.ids, &mut self.chosen, &mut self.best] {
+            activation.upload(gpu)?;
+        }
+        self.uses.upload(gpu)
+    }
+
+    /// Brings what an operation reads back from such a GPU.
+    pub(super) fn download(&mut self, gpu: &Gpu, operation: Op) -> tandem_gpu::Result<()> {
+        let read: &mut [&mut Activation<f32>] = match operation {
+            Op::Embedding => &mut [],
+            Op::AttentionLayernorm | Op::MoeLayernorm | Op::FinalLayernorm => &mut [&mut self.x],
+            Op::AttentionQkvProj | Op::RouterLogits | Op::ExpertFfnW1 | Op::LmHead => {
+                &mut [&mut self.normed]
+            }
+            Op::AttentionCompute => &mut [&mut self.q, &mut self.k, &mut self.v],
+            Op::AttentionOutputProj => &mut [&mut self.mixed, &mut self.x],
+            Op::ExpertSelection => &mut [&mut self.router],
+            Op::ExpertDispatch => &mut [&mut self.chosen_weights],
+            Op::ExpertFfnActivation => &mut [&mut self.gate, &mut self.up],
+            Op::ExpertFfnW2 => &mut [&mut self.gate],
+            Op::ExpertGather => &mut [&mut self.down, &mut self.x],
+        };
+        read.iter_mut().try_for_each(|activation| activation.download(gpu))?;
+        match operation {
+            Op::ExpertDispatch => self.chosen.download(gpu),
+            Op::ExpertFfnW1 | Op::ExpertFfnW2 | Op::ExpertGather => self.uses.download(gpu),
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings what others than operations look at back from such a GPU: choices of experts, and logits.
+    pub(super) fn download_results(&mut self, gpu: &Gpu, of: Op) -> tandem_gpu::Result<()> {
+        match of {
+            Op::ExpertSelection => {
+                self.router.download(gpu)?;
+                self.chosen.download(gpu)?;
+                self.chosen_weights.download(gpu)
+            }
+            Op::LmHead => {
+                self.logits.download(gpu)?;
+                self.best.download(gpu)
+            }
+            _ => Ok(()),
+        }
     }
 }

@@ -12,19 +12,18 @@ mod batch;
 mod both;
 mod cpu;
 mod igpu;
+mod measure;
 mod output;
 mod pass;
 mod threads;
 
 use std::sync::Arc;
 
-use tandem_cpu::measure::{int8_peak, read_bandwidth};
 use tandem_cpu::ops::{Largest, Rope};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
 use tandem_gpu::{Gpu, GpuError};
-use tandem_memory::{AlignedBuffer, AllocError, KvCache, KvType, MemoryError, SystemMemory};
+use tandem_memory::{AllocError, KvCache, KvType, SystemMemory};
 
-use crate::bench::median;
 use crate::error::{Result, RuntimeError};
 use crate::model::Model;
 use crate::plan::Planner;
@@ -43,9 +42,6 @@ pub use threads::Threads;
 
 /// Tokens of a prompt that go through the model together.
 pub const DEFAULT_BATCH: usize = 256;
-
-/// Bytes below which caches may hold a model.
-const SMALL_MODEL: usize = 256 << 20;
 
 /// Computes with one model.
 pub struct Executor {
@@ -139,6 +135,16 @@ impl Executor {
         self.igpu.as_ref().map(Igpu::gpu)
     }
 
+    /// The plans that passes follow.
+    pub fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    /// Follows other plans from now on.
+    pub fn set_planner(&mut self, planner: Planner) {
+        self.planner = planner;
+    }
+
     /// Why the GPU was put aside, if it was: what it failed at was computed on the CPU, and so is everything since.
     pub fn gpu_failure(&self) -> Option<&GpuError> {
         self.gpu_failure.as_ref()
@@ -194,32 +200,6 @@ impl Executor {
     /// Instruction set it computes with.
     pub fn isa(&self) -> Isa {
         self.cpu.isa()
-    }
-
-    /// Bytes per second that so many threads of the team read from memory: the middle of three passes over the model's
-    /// weights (1 GiB of them at most), for the better of two ways of reading. Of a small model, which caches may hold,
-    /// over memory taken for this.
-    ///
-    /// # Errors
-    /// Where memory to read cannot be had.
-    pub fn read_bandwidth(&self, threads: usize) -> Result<f64> {
-        let measured =
-            |memory: &[u64]| self.team().in_turn(threads, || read_bandwidth(&self.cpu, memory));
-        if self.model.n_bytes() >= SMALL_MODEL {
-            let words = self.model.words();
-            return Ok(measured(&words[..words.len().min((1 << 30) / size_of::<u64>())]));
-        }
-        let mut memory = AlignedBuffer::zeroed(SMALL_MODEL).map_err(MemoryError::from)?;
-        memory.advise_huge_pages();
-        // Pages that were never written are all the same page of zeros.
-        memory.fill(1);
-        Ok(measured(memory.typed()))
-    }
-
-    /// Operations per second that so many threads of the team can do on 8-bit numbers: see [`int8_peak`].
-    pub fn int8_peak(&self, threads: usize) -> f64 {
-        let rates = || (0..3).map(|_| int8_peak(&self.cpu)).collect::<Vec<f64>>();
-        median(&self.team().in_turn(threads, rates))
     }
 
     /// Where the time went since it was last cleared.

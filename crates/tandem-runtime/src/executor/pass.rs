@@ -4,7 +4,7 @@ use tandem_cpu::Cpu;
 use tandem_cpu::ops::{Largest, Rope};
 use tandem_memory::KvCache;
 
-use super::activations::{ANGLE, Activations};
+use super::activations::{ANGLE, Activation, Activations};
 use super::batch::Batch;
 use super::cpu::CpuInput;
 use super::igpu::Igpu;
@@ -22,7 +22,7 @@ pub(super) struct Pass<'a> {
     pub(super) rope: &'a Rope,
     pub(super) activations: &'a mut Activations,
     /// Room for the results of two devices before they are put together.
-    pub(super) parts: &'a mut [f32],
+    pub(super) parts: &'a mut Activation<f32>,
     pub(super) input: &'a mut CpuInput,
     pub(super) profile: &'a mut Profile,
     /// The caches of the batch's sequences.
@@ -48,6 +48,11 @@ impl Pass<'_> {
             .collect();
         let mut rest = &steps[..];
         while let Some(&step) = rest.first() {
+            if step.placement != Placement::Igpu
+                && let Some(gpu) = self.igpu.as_deref().and_then(Igpu::own_memory)
+            {
+                self.activations.download(gpu, step.operation)?;
+            }
             let count = match step.placement {
                 Placement::Cpu => self.on_cpu(step).map(|()| 1)?,
                 Placement::Split(share) => self.on_both(step, share).map(|()| 1)?,

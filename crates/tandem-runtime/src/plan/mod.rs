@@ -9,6 +9,8 @@ mod planner;
 pub use bytes::Traffic;
 pub use planner::{Case, Planner};
 
+use std::fmt;
+
 use tandem_model::PhimoeConfig;
 
 use crate::profile::Operation;
@@ -23,6 +25,17 @@ pub enum Placement {
     /// Both at the same time: this part of a matrix's rows, 0 to 1, on the GPU, the others on the CPU. Only for
     /// operations that [can be split](Operation::can_be_split).
     Split(f32),
+}
+
+/// As configs spell it.
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Igpu => f.write_str("igpu"),
+            Self::Split(ratio) => write!(f, "split={ratio}"),
+        }
+    }
 }
 
 impl Placement {
@@ -133,6 +146,21 @@ impl Plan {
         self.steps.iter().copied()
     }
 
+    /// In a word: `cpu`, `igpu` or `split=R` where [everything](Self::everything) is, else `mixed`.
+    pub fn name(&self) -> String {
+        let parts = self.steps().filter(|step| step.operation.can_be_split());
+        let place = parts.map(|step| step.placement).next().unwrap_or(Placement::Cpu);
+        let as_everything = |step: Step| match place {
+            Placement::Split(_) if !step.operation.can_be_split() => Placement::Cpu,
+            place => place,
+        };
+        if self.steps().all(|step| step.placement == as_everything(step)) {
+            place.to_string()
+        } else {
+            "mixed".to_owned()
+        }
+    }
+
     /// How often a step is computed elsewhere than the one before it.
     pub fn hand_overs(&self) -> usize {
         let places = self.steps.windows(2);
@@ -207,6 +235,16 @@ mod tests {
                 _ => Placement::Cpu,
             };
             assert_eq!(step.placement, expected, "{}", step.operation.name());
+        }
+    }
+
+    #[test]
+    fn a_plan_that_is_the_same_everywhere_has_a_name() {
+        for placement in [Placement::Cpu, Placement::Igpu, Placement::Split(0.3)] {
+            let mut plan = Plan::everything(&two_layers(), placement);
+            assert_eq!(plan.name(), placement.to_string());
+            plan.set(Operation::ExpertFfnW1, Some(1), Placement::Split(0.7));
+            assert_eq!(plan.name(), "mixed");
         }
     }
 

@@ -6,7 +6,7 @@ use tandem_memory::{KvType, Packing};
 use tandem_runtime::{LogitsFor, RouterTrace, evaluate};
 
 use super::support::BOUND;
-use super::{PLANS, all_on_the_gpu, greedy, on_every_gpu, setup};
+use super::{PLANS, all_on_the_gpu, greedy, on_every_gpu, on_every_shared_memory, setup};
 
 /// When each kind of failure comes, as the number of occasions that pass before it, and what is said of it.
 const FAULTS: [(Fault, [usize; 2], &str); 5] = [
@@ -70,7 +70,7 @@ fn choices_are_recorded_once() {
 #[test]
 fn foreign_memory_is_refused_by_name() {
     let prompt = &golden()[0];
-    on_every_gpu(|what, gpu| {
+    on_every_shared_memory(|what, gpu| {
         let mut setup =
             setup(gpu(), &golden_model(), Packing::AsInFile, KvType::F32, all_on_the_gpu);
         let c = setup.executor.model().config();

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use support::Setup;
 use tandem_cpu::{Cpu, ThreadTeam};
-use tandem_gpu::{Gpu, GpuOptions, ProgramCache, Sharing};
+use tandem_gpu::{Device, Gpu, GpuOptions, ProgramCache, Sharing};
 use tandem_memory::{KvType, Packing};
 use tandem_model::{Checkpoint, PhimoeConfig};
 use tandem_runtime::plan::{Placement, Plan, Planner};
@@ -28,30 +28,58 @@ use tandem_runtime::{Executor, LogitsFor, Model, Operation as Op, Threads};
 /// Tokens of a batch: prompts take more than one.
 const BATCH: usize = 20;
 
+/// Takes a device into use.
+fn open(device: &Device, sharing: Option<Sharing>) -> Gpu {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+    let cache = Some(ProgramCache::in_folder(folder, 256 << 20));
+    let options = GpuOptions { sharing, cache, ..GpuOptions::default() };
+    Gpu::open(device.clone(), options).expect("the device opens")
+}
+
 /// Every way of using every device that differs for an executor: kernels in all their ways are the conformance suite's.
 fn on_every_gpu(check: impl Fn(&str, &dyn Fn() -> Gpu)) {
     for device in runtimes::devices() {
-        let open = |sharing| {
-            let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-            let cache = Some(ProgramCache::in_folder(folder, 256 << 20));
-            let options = GpuOptions { sharing, cache, ..GpuOptions::default() };
-            Gpu::open(device.clone(), options).expect("the device opens")
-        };
-        let best = open(None).memory().sharing();
-        let ways = if best == Sharing::UsmHost {
-            &[Sharing::UsmHost, Sharing::HostPointer][..]
-        } else {
-            &[Sharing::HostPointer]
+        let best = open(device, None).memory().sharing();
+        // Every device can also be used as if its memory were its own.
+        let ways = match best {
+            Sharing::UsmHost => &[Sharing::UsmHost, Sharing::HostPointer, Sharing::None][..],
+            Sharing::HostPointer => &[Sharing::HostPointer, Sharing::None],
+            Sharing::None => &[Sharing::None],
         };
         for &sharing in ways {
             let what = format!("{}, {sharing:?}", device.info().full_name());
-            check(&what, &|| open(Some(sharing)));
+            check(&what, &|| open(device, Some(sharing)));
         }
     }
 }
 
+/// Calls `check` with every device as it is at its best and all plans, and with every device as if its memory were its
+/// own and those plans that differ most: for models that take time.
+fn on_every_plan(check: impl Fn(&str, Gpu, PlanOf)) {
+    for device in runtimes::devices() {
+        let few = &[PLANS[0], PLANS[1], PLANS[4]][..];
+        for (sharing, plans) in [(None, &PLANS[..]), (Some(Sharing::None), few)] {
+            for (n, &plan) in plans.iter().enumerate() {
+                let what = format!("{}, {sharing:?}, plan {n}", device.info().full_name());
+                check(&what, open(device, sharing), plan);
+            }
+        }
+    }
+}
+
+/// As [`on_every_gpu`], where memory is shared.
+fn on_every_shared_memory(check: impl Fn(&str, &dyn Fn() -> Gpu)) {
+    on_every_gpu(|what, gpu| {
+        if gpu().memory().sharing() != Sharing::None {
+            check(what, gpu);
+        }
+    });
+}
+
+type PlanOf = fn(&PhimoeConfig) -> Plan;
+
 /// Ways of sharing out a pass.
-const PLANS: [fn(&PhimoeConfig) -> Plan; 6] = [
+const PLANS: [PlanOf; 6] = [
     |config| Plan::everything(config, Placement::Igpu),
     partition,
     |config| Plan::everything(config, Placement::Split(0.0)),

@@ -7,7 +7,7 @@ use tandem_runtime::plan::{Placement, Plan};
 use tandem_runtime::{LogitsFor, Operation as Op};
 
 use super::support::{BOUND, Setup};
-use super::{all_on_the_gpu, on_every_gpu, partition, setup};
+use super::{PlanOf, all_on_the_gpu, on_every_gpu, on_every_shared_memory, partition, setup};
 
 /// How often one token makes the CPU wait for the GPU.
 fn waits(setup: &mut Setup) -> usize {
@@ -26,13 +26,12 @@ fn waits(setup: &mut Setup) -> usize {
 fn a_token_waits_once_where_all_is_on_the_gpu_and_else_where_devices_change() {
     on_every_gpu(|what, gpu| {
         let layers = 4;
-        let split = |config: &PhimoeConfig| Plan::everything(config, Placement::Split(0.5));
-        let plans: [(&dyn Fn(&PhimoeConfig) -> Plan, usize); 3] = [
-            (&all_on_the_gpu, 1),
+        let plans: [(PlanOf, usize); 3] = [
+            (all_on_the_gpu, 1),
             // q, k and v; o, which attention joins to them in one layer; and the experts, of each layer.
-            (&partition, 3 * layers - 1),
+            (partition, 3 * layers - 1),
             // q, k and v; o; gate and up; down; and lm_head.
-            (&split, 4 * layers + 1),
+            (|config| Plan::everything(config, Placement::Split(0.5)), 4 * layers + 1),
         ];
         for (plan, expected) in plans {
             let mut setup = setup(gpu(), &golden_model(), Packing::AsInFile, KvType::F32, plan);
@@ -81,7 +80,7 @@ fn the_profile_tells_the_devices_apart() {
 
 #[test]
 fn weights_are_used_where_they_are() {
-    on_every_gpu(|what, gpu| {
+    on_every_shared_memory(|what, gpu| {
         let setup = setup(gpu(), &golden_model(), Packing::AsInFile, KvType::F32, all_on_the_gpu);
         assert!(setup.executor.weights_are_in_place().unwrap(), "{what}");
     });

@@ -15,15 +15,17 @@ use tandem_model::Checkpoint;
 use tandem_runtime::bench::{self, Test, Work, median};
 use tandem_runtime::{Executor, Session};
 
-use crate::options::{ComputeOptions, ModelOption};
-use crate::{engine, progress, threads};
+use crate::options::{ComputeOptions, ModelOption, PlacementOptions};
+use crate::placement::Placing;
+use crate::{engine, progress};
 
 /// Measure how fast a model runs, as llama-bench does, and what share of the memory's bandwidth it uses
 ///
 /// What the machine can do is measured before and after each test, with the same threads: how fast it reads memory, and
 /// how fast it multiplies 8-bit numbers. "roofline" is the share of it that is used: when generating, of the bandwidth,
 /// by the bytes that a token must read; when reading a prompt, of the arithmetic. "barriers" is how often all threads wait for each
-/// other to generate a token. Rates are medians.
+/// other to generate a token. Where a GPU takes part, "waits" is how often the CPU waits for it, and "GPU" its share of the
+/// bytes that are read; the roofline is that of the CPU alone. Rates are medians.
 #[derive(Args)]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
@@ -81,6 +83,9 @@ pub(crate) struct BenchArgs {
 
     #[command(flatten)]
     compute: ComputeOptions,
+
+    #[command(flatten)]
+    place: PlacementOptions,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -107,17 +112,23 @@ struct Row {
     bytes_per_token: Option<f64>,
     roofline: Option<f64>,
     barriers_per_token: Option<f64>,
+    /// How often a token makes the CPU wait for the GPU.
+    waits_per_token: Option<f64>,
+    /// Of the bytes that are read, those that the GPU reads.
+    igpu_share: Option<f64>,
     profile: Vec<profile::Row>,
 }
 
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let checkpoint = engine::open(args.model.model.as_deref(), &args.compute)?;
-    let mut executor = engine::executor(&checkpoint, &args.compute)?;
+    let mut placing = Placing::new(&checkpoint, &args.compute, &args.place)?;
+    let mut executor = engine::executor(&checkpoint, &args.compute, &mut placing)?;
     let mut session = engine::session(&checkpoint, &executor, &args.compute)?;
     if args.stdin {
         return stdin::serve(&checkpoint, &mut executor, &mut session);
     }
-    note!("{}", threads::describe(&executor));
+    note!("{}", engine::describe(&checkpoint, &executor, &placing));
+    executor.record_gpu_times(args.profile);
     let tests = tests(args);
     let bar = progress::count(tests.len() as u64, "tests");
     let mut rows = Vec::new();
@@ -126,6 +137,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         bar.inc(1);
     }
     bar.finish_and_clear();
+    engine::note_failure(&executor);
     let text = match args.output {
         Form::Md if args.profile => markdown(&rows) + &profile::markdown(&rows),
         Form::Md => markdown(&rows),
@@ -187,7 +199,7 @@ fn row(
         model: name,
         size_bytes: total.bytes,
         params: total.weights,
-        backend: format!("CPU {}", executor.isa()),
+        backend: backend(executor, test),
         threads,
         test: test.name(),
         tokens_per_second: rate,
@@ -198,13 +210,32 @@ fn row(
         roofline,
         profile: profile::rows(&profile, args.repetitions * test.tokens()),
         barriers_per_token: bytes.map(|_| measured.barriers_per_token),
+        waits_per_token: executor.gpu().map(|_| measured.waits_per_token),
+        igpu_share: executor.gpu().map(|_| profile::igpu_share(&profile)),
     })
+}
+
+/// What computes a test: "CPU avx512", "CPU avx2 + Intel(R) Arc(TM) Graphics, split=0.4".
+fn backend(executor: &Executor, test: Test) -> String {
+    let cpu = format!("CPU {}", executor.isa());
+    let tokens = match test.work {
+        Work::Prompt(n) => n.min(executor.batch()),
+        Work::Generate(_) => 1,
+    };
+    let plan = executor.planner().plan(tokens, test.depth + tokens);
+    match executor.gpu() {
+        Some(gpu) if plan.uses_igpu() => {
+            format!("{cpu} + {}, {}", gpu.device().info().name, plan.name())
+        }
+        _ => cpu,
+    }
 }
 
 fn markdown(rows: &[Row]) -> String {
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN);
-    table.set_header([
+    let with_gpu = rows.iter().any(|r| r.igpu_share.is_some());
+    let mut header = vec![
         "model",
         "size",
         "params",
@@ -216,14 +247,18 @@ fn markdown(rows: &[Row]) -> String {
         "Gop/s int8",
         "roofline",
         "barriers",
-    ]);
+    ];
+    if with_gpu {
+        header.extend(["waits", "GPU"]);
+    }
+    table.set_header(header);
     for r in rows {
         let spread = r
             .tokens_per_second_all
             .iter()
             .map(|x| (x - r.tokens_per_second).abs())
             .fold(0.0, f64::max);
-        table.add_row([
+        let mut cells = vec![
             r.model.clone(),
             format!("{:.2} GiB", r.size_bytes as f64 / f64::from(1 << 30)),
             format!("{:.2} B", r.params as f64 / 1e9),
@@ -235,9 +270,14 @@ fn markdown(rows: &[Row]) -> String {
             format!("{:.0}", r.int8_peak / 1e9),
             r.roofline.map_or_else(String::new, |share| format!("{:.0} %", 100.0 * share)),
             r.barriers_per_token.map_or_else(String::new, |count| format!("{count:.0}")),
-        ]);
+        ];
+        if with_gpu {
+            cells.push(r.waits_per_token.map_or_else(String::new, |count| format!("{count:.1}")));
+            cells.push(r.igpu_share.map_or_else(String::new, |s| format!("{:.0} %", 100.0 * s)));
+        }
+        table.add_row(cells);
     }
-    for column in [1, 2, 4, 6, 7, 8, 9] {
+    for column in [1, 2, 4, 6, 7, 8, 9, 10, 11, 12] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -247,18 +287,21 @@ fn markdown(rows: &[Row]) -> String {
 
 fn csv(rows: &[Row]) -> String {
     let mut text = "model,size_bytes,params,backend,threads,test,tokens_per_second,read_bandwidth,\
-                    int8_peak,roofline,barriers_per_token\n"
+                    int8_peak,roofline,barriers_per_token,waits_per_token,igpu_share\n"
         .to_owned();
     for r in rows {
         let share = r.roofline.map_or_else(String::new, |share| format!("{share:.4}"));
         let barriers = r.barriers_per_token.map_or_else(String::new, |count| format!("{count:.1}"));
-        // Names of files may have commas.
-        let model = format!("\"{}\"", r.model.replace('"', "\"\""));
+        let waits = r.waits_per_token.map_or_else(String::new, |count| format!("{count:.1}"));
+        let igpu = r.igpu_share.map_or_else(String::new, |share| format!("{share:.4}"));
+        // Names of files and devices may have commas.
+        let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
         text += &format!(
-            "{model},{},{},{},{},{},{:.3},{:.0},{:.0},{share},{barriers}\n",
+            "{},{},{},{},{},{},{:.3},{:.0},{:.0},{share},{barriers},{waits},{igpu}\n",
+            quoted(&r.model),
             r.size_bytes,
             r.params,
-            r.backend,
+            quoted(&r.backend),
             r.threads,
             r.test,
             r.tokens_per_second,

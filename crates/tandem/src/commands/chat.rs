@@ -15,7 +15,7 @@ use tandem_runtime::{FinishReason, Generated, RuntimeError};
 
 use crate::engine::Engine;
 use crate::interrupt;
-use crate::options::{ComputeOptions, GenerateOptions, ModelOption};
+use crate::options::{ComputeOptions, GenerateOptions, ModelOption, PlacementOptions};
 use crate::report::Statistics;
 
 const HELP: &str = "\
@@ -44,11 +44,14 @@ pub(crate) struct ChatArgs {
 
     #[command(flatten)]
     compute: ComputeOptions,
+
+    #[command(flatten)]
+    place: PlacementOptions,
 }
 
 pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     args.generate.sampling().validate()?;
-    let engine = Engine::load(&args.model, &args.compute)?;
+    let engine = Engine::load(&args.model, &args.compute, &args.place)?;
     engine.template()?;
     note!("{}\n/help shows what you can do besides talking", engine.describe());
     interrupt::install()?;
@@ -172,6 +175,7 @@ impl<'a> Conversation<'a> {
                 }
             },
         )?;
+        self.engine.note_failure();
         interrupt::reset();
         if let Some(e) = failed {
             return Err(e).context("cannot write the answer to stdout");

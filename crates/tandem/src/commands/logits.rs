@@ -14,7 +14,8 @@ use tandem_runtime::{LogitsFor, RouterTrace, evaluate};
 
 use super::tokenize::parse_ids;
 use crate::engine;
-use crate::options::{ComputeOptions, ModelOption};
+use crate::options::{ComputeOptions, ModelOption, PlacementOptions};
+use crate::placement::Placing;
 
 /// Write a model's logits and router choices for given tokens as safetensors, for others to compare
 ///
@@ -47,6 +48,9 @@ pub(crate) struct LogitsArgs {
 
     #[command(flatten)]
     compute: ComputeOptions,
+
+    #[command(flatten)]
+    place: PlacementOptions,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -98,11 +102,13 @@ fn compute(
     checkpoint: &Checkpoint,
     ids: &[u32],
 ) -> anyhow::Result<(Vec<f32>, RouterTrace)> {
-    let mut executor = engine::executor(checkpoint, &args.compute)?;
+    let mut placing = Placing::new(checkpoint, &args.compute, &args.place)?;
+    let mut executor = engine::executor(checkpoint, &args.compute, &mut placing)?;
     let mut session = engine::session(checkpoint, &executor, &args.compute)?;
     let mut trace = RouterTrace::default();
     let wanted = if args.last { LogitsFor::Last } else { LogitsFor::All };
     let logits = evaluate(&mut executor, session.kv_mut(), ids, wanted, Some(&mut trace))?;
+    engine::note_failure(&executor);
     Ok((logits, trace))
 }
 

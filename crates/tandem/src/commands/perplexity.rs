@@ -13,7 +13,8 @@ use serde::Deserialize;
 use tandem_model::Checkpoint;
 use tandem_runtime::perplexity::{Perplexity, score};
 
-use crate::options::{ComputeOptions, ModelOption};
+use crate::options::{ComputeOptions, ModelOption, PlacementOptions};
+use crate::placement::Placing;
 use crate::{engine, progress};
 
 /// Measure how well a model predicts a text: lower is better
@@ -43,12 +44,16 @@ pub(crate) struct PerplexityArgs {
 
     #[command(flatten)]
     compute: ComputeOptions,
+
+    #[command(flatten)]
+    place: PlacementOptions,
 }
 
 pub(crate) fn perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
     let checkpoint = engine::open(args.model.model.as_deref(), &args.compute)?;
     let pieces = pieces(args, &checkpoint)?;
-    let mut executor = engine::executor(&checkpoint, &args.compute)?;
+    let mut placing = Placing::new(&checkpoint, &args.compute, &args.place)?;
+    let mut executor = engine::executor(&checkpoint, &args.compute, &mut placing)?;
     let mut session = engine::session(&checkpoint, &executor, &args.compute)?;
     let tokens: usize = pieces.iter().map(Vec::len).sum();
     let bar = progress::count(tokens as u64, "tokens");
@@ -59,6 +64,7 @@ pub(crate) fn perplexity(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
         bar.inc(piece.len() as u64);
     }
     bar.finish_and_clear();
+    engine::note_failure(&executor);
     let seconds = started.elapsed().as_secs_f64();
     let mut stdout = std::io::stdout();
     if args.json {

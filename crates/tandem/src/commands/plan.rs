@@ -9,10 +9,10 @@ use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use indicatif::DecimalBytes;
 use serde::Serialize;
 use tandem_model::Checkpoint;
-use tandem_runtime::plan::{PassSize, Placement, Plan, Traffic};
+use tandem_runtime::plan::{PassSize, Plan, Traffic};
 
 use crate::engine;
-use crate::options::{ComputeOptions, ModelOption, at_least_one};
+use crate::options::{ComputeOptions, ModelOption, PlacementOptions, at_least_one};
 use crate::placement::{self, Placing};
 
 /// Show where each operation of a forward pass is computed, with the bytes that it reads, and why there
@@ -38,6 +38,9 @@ pub(crate) struct PlanArgs {
 
     #[command(flatten)]
     compute: ComputeOptions,
+
+    #[command(flatten)]
+    place: PlacementOptions,
 }
 
 /// Everything that is printed.
@@ -70,12 +73,12 @@ struct Step {
 
 pub(crate) fn plan(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     let checkpoint = engine::open(args.model.model.as_deref(), &args.compute)?;
-    let placing = Placing::new(&checkpoint, &args.compute)?;
+    let placing = Placing::new(&checkpoint, &args.compute, &args.place)?;
     let context = args.context.unwrap_or(args.tokens).max(args.tokens);
     let pass = PassSize { tokens: args.tokens, context };
     let report = report(args, &checkpoint, &placing, pass);
     let mut text = if args.json { serde_json::to_string(&report)? } else { as_text(&report) };
-    if args.compute.place.explain && !args.json {
+    if args.place.explain && !args.json {
         text += &format!("\n\n{}", placement::explain(&placing));
     }
     writeln!(std::io::stdout(), "{text}")?;
@@ -94,7 +97,7 @@ fn report(args: &PlanArgs, checkpoint: &Checkpoint, placing: &Placing, pass: Pas
             Step {
                 layer,
                 operation: step.operation.name(),
-                device: place_name(step.placement),
+                device: step.placement.to_string(),
                 cpu_bytes: traffic.cpu,
                 igpu_bytes: traffic.igpu,
                 why: placing.decide(checkpoint, pass, step.operation, layer).reason.to_string(),
@@ -112,14 +115,6 @@ fn report(args: &PlanArgs, checkpoint: &Checkpoint, placing: &Placing, pass: Pas
         igpu_bytes: steps.iter().map(|step| step.igpu_bytes).sum(),
         hand_overs: plan.hand_overs(),
         steps,
-    }
-}
-
-fn place_name(placement: Placement) -> String {
-    match placement {
-        Placement::Cpu => "cpu".to_owned(),
-        Placement::Igpu => "igpu".to_owned(),
-        Placement::Split(ratio) => format!("split={ratio}"),
     }
 }
 

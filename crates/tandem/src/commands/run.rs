@@ -12,7 +12,7 @@ use tandem_runtime::{FinishReason, Request};
 
 use crate::engine::Engine;
 use crate::interrupt;
-use crate::options::{ComputeOptions, GenerateOptions, ModelOption};
+use crate::options::{ComputeOptions, GenerateOptions, ModelOption, PlacementOptions};
 use crate::report::Statistics;
 
 /// Answer a prompt: the text goes to stdout as it is written, statistics to stderr
@@ -46,12 +46,15 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     compute: ComputeOptions,
+
+    #[command(flatten)]
+    place: PlacementOptions,
 }
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let prompt = prompt_text(&args.prompt)?;
     args.generate.sampling().validate()?;
-    let mut engine = Engine::load(&args.model, &args.compute)?;
+    let mut engine = Engine::load(&args.model, &args.compute, &args.place)?;
     // Only now: until the first token, Ctrl-C ends the program as it ends any other.
     interrupt::install()?;
     if !args.quiet {
@@ -68,6 +71,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         &mut |text| output.show(text),
     )?;
     output.end(&generated.text)?;
+    engine.note_failure();
     let statistics = Statistics::new(engine.load_time, &generated);
     if args.json {
         let object = serde_json::json!({

@@ -4,6 +4,7 @@ mod bench;
 mod chat;
 mod convert;
 mod devices;
+mod gpu;
 mod logits;
 mod other;
 mod plan;

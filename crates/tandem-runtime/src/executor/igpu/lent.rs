@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use tandem_gpu::ops::Uses;
 use tandem_gpu::{GpuVec, Region, RegionMut, Result, Scope};
-use tandem_memory::{KvCache, KvType};
+use tandem_memory::KvType;
 
 use crate::executor::activations::Activations;
 
@@ -29,7 +29,7 @@ pub(super) struct Lent<'scope> {
     pub(super) best: Option<RegionMut<'scope, u32>>,
     /// Room for what attention makes of each span of keys.
     pub(super) spans: RegionMut<'scope, f32>,
-    /// One for each sequence.
+    /// One for each sequence, where there is attention to compute.
     pub(super) caches: Vec<LentCache<'scope>>,
 }
 
@@ -46,46 +46,41 @@ impl<'scope> Lent<'scope> {
         scope: &'scope Scope<'scope, '_>,
         acts: &'scope mut Activations,
         spans: &'scope mut GpuVec<f32>,
-        caches: &'scope mut [&mut KvCache],
+        caches: Vec<LentCache<'scope>>,
     ) -> Result<Self> {
-        let uses = &mut acts.uses;
         let wanted = !acts.logits.is_empty();
         Ok(Self {
-            ids: scope.lend(&acts.ids[..])?,
-            angles: scope.lend(&acts.angles[..])?,
-            x: scope.lend_mut(&mut acts.x[..])?,
-            normed: scope.lend_mut(&mut acts.normed[..])?,
-            q: scope.lend_mut(&mut acts.q[..])?,
-            k: scope.lend_mut(&mut acts.k[..])?,
-            v: scope.lend_mut(&mut acts.v[..])?,
-            mixed: scope.lend_mut(&mut acts.mixed[..])?,
-            router: scope.lend_mut(&mut acts.router[..])?,
-            chosen: scope.lend_mut(&mut acts.chosen[..])?,
-            chosen_weights: scope.lend_mut(&mut acts.chosen_weights[..])?,
-            uses: Uses::new(
-                scope.lend_mut(&mut uses.starts[..])?,
-                scope.lend_mut(&mut uses.tokens[..])?,
-                scope.lend_mut(&mut uses.weights[..])?,
-                scope.lend_mut(&mut uses.places[..])?,
-            ),
-            gate: scope.lend_mut(&mut acts.gate[..])?,
-            up: scope.lend_mut(&mut acts.up[..])?,
-            down: scope.lend_mut(&mut acts.down[..])?,
-            logits: wanted.then(|| scope.lend_mut(&mut acts.logits[..])).transpose()?,
-            best: wanted.then(|| scope.lend_mut(&mut acts.best[..])).transpose()?,
+            ids: acts.ids.lend(scope)?,
+            angles: acts.angles.lend(scope)?,
+            x: acts.x.lend_mut(scope)?,
+            normed: acts.normed.lend_mut(scope)?,
+            q: acts.q.lend_mut(scope)?,
+            k: acts.k.lend_mut(scope)?,
+            v: acts.v.lend_mut(scope)?,
+            mixed: acts.mixed.lend_mut(scope)?,
+            router: acts.router.lend_mut(scope)?,
+            chosen: acts.chosen.lend_mut(scope)?,
+            chosen_weights: acts.chosen_weights.lend_mut(scope)?,
+            uses: acts.uses.lend(scope)?,
+            gate: acts.gate.lend_mut(scope)?,
+            up: acts.up.lend_mut(scope)?,
+            down: acts.down.lend_mut(scope)?,
+            logits: wanted.then(|| acts.logits.lend_mut(scope)).transpose()?,
+            best: wanted.then(|| acts.best.lend_mut(scope)).transpose()?,
             spans: scope.vec_mut(spans)?,
-            caches: caches.iter_mut().map(|kv| LentCache::new(scope, kv)).collect::<Result<_>>()?,
+            caches,
         })
     }
 }
 
 impl<'scope> LentCache<'scope> {
-    fn new(scope: &'scope Scope<'scope, '_>, kv: &'scope mut KvCache) -> Result<Self> {
-        Ok(Self {
-            kind: kv.kind(),
-            places: (0..kv.layers()).map(|layer| kv.places(layer)).collect(),
-            bytes: scope.lend_mut(kv.bytes_mut())?,
-        })
+    /// A cache whose bytes are lent, or a copy of them.
+    pub(super) fn new(
+        kind: KvType,
+        bytes: RegionMut<'scope, u8>,
+        places: Vec<[Range<usize>; 2]>,
+    ) -> Self {
+        Self { kind, bytes, places }
     }
 
     /// Keys and values of a layer.

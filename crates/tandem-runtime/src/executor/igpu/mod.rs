@@ -3,6 +3,7 @@
 //! Steps are enqueued in a scope to which everything is lent that they need; the scope's end waits for all of them. So
 //! a run of steps costs one wait, and a pass that is all on the GPU costs one.
 
+mod cache;
 mod cost;
 mod lent;
 mod products;
@@ -10,7 +11,7 @@ mod steps;
 mod weights;
 
 use tandem_gpu::ops::{self, Heads, Precision, QuantizedVec};
-use tandem_gpu::{Gpu, GpuVec, Scope};
+use tandem_gpu::{Gpu, GpuVec, Scope, Sharing};
 use tandem_memory::{KvCache, KvType};
 use tandem_model::PhimoeConfig;
 use tandem_model::config::EXPERTS_PER_TOKEN;
@@ -20,6 +21,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::plan::Step;
 use crate::profile::Operation;
+use cache::{CacheCopy, assign};
 pub(super) use cost::cost;
 use lent::Lent;
 pub(super) use products::Products;
@@ -34,6 +36,8 @@ pub(super) struct Igpu {
     room: Room,
     /// Why it does not compute an operation, by operation.
     refused: [Option<String>; Operation::ALL.len()],
+    /// Of the newest pass's KV caches, where memory is not shared.
+    copies: Vec<CacheCopy>,
     /// Whether times of kernels are kept.
     recording: bool,
 }
@@ -67,11 +71,16 @@ impl Igpu {
             Operation::AttentionCompute => ops::attention_heads_fault(heads(config)),
             _ => missing_kernels(model, operation),
         });
-        Ok(Self { gpu, weights, room, refused, recording: false })
+        Ok(Self { gpu, weights, room, refused, copies: Vec::new(), recording: false })
     }
 
     pub(super) fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// The GPU, if it has memory of its own: everything it uses must be brought there, and back.
+    pub(super) fn own_memory(&self) -> Option<&Gpu> {
+        (self.gpu.memory().sharing() == Sharing::None).then_some(&self.gpu)
     }
 
     /// Lends weights for products that `work` enqueues, and waits for them at the end.
@@ -126,9 +135,25 @@ impl Pass<'_> {
             panic!("a plan for a GPU that is not there");
         };
         let (model, batch) = (self.model, self.batch);
-        for step in steps.iter().filter(|step| step.operation == Operation::AttentionCompute) {
-            let layer = usize::from(step.layer.unwrap_or_default());
-            for (part, kv) in batch.parts.iter().zip(&mut *self.caches) {
+        let attention = |step: &&Step| step.operation == Operation::AttentionCompute;
+        let attended: Vec<usize> = steps
+            .iter()
+            .filter(attention)
+            .map(|step| usize::from(step.layer.unwrap_or_default()))
+            .collect();
+        let (attends, own_memory) = (!attended.is_empty(), igpu.own_memory().is_some());
+        if own_memory {
+            self.activations.upload(&igpu.gpu)?;
+        }
+        if attends {
+            assign(&mut igpu.copies, self.caches);
+        }
+        for &layer in &attended {
+            let caches = batch.parts.iter().zip(&mut *self.caches).zip(&mut igpu.copies);
+            for ((part, kv), copy) in caches {
+                if own_memory {
+                    copy.bring(&igpu.gpu, kv, layer, part.start)?;
+                }
                 kv.claim(layer, part.start, part.len())?;
             }
         }
@@ -139,12 +164,15 @@ impl Pass<'_> {
         igpu.room.fit(&igpu.gpu, model.config(), self.caches)?;
         let (caches, activations) = (&mut *self.caches, &mut *self.activations);
         let (profile, mut marks) = (&mut *self.profile, Vec::with_capacity(steps.len()));
-        let Igpu { gpu, weights, room: Room { quantized, spans, .. }, .. } = &mut *igpu;
+        let Igpu { gpu, weights, room: Room { quantized, spans, .. }, copies, .. } = &mut *igpu;
         let first = gpu.launches();
         gpu.scope(|scope| {
             let (weights, room) = (weights.lend(scope, model)?, quantized.lend(scope)?);
             let products = Products::new(scope, weights, room);
-            let lent = Lent::new(scope, activations, spans, caches)?;
+            let attended = if attends { caches } else { &mut [] };
+            let caches = attended.iter_mut().zip(copies).map(|(kv, copy)| copy.lend(scope, kv));
+            let lent =
+                Lent::new(scope, activations, spans, caches.collect::<tandem_gpu::Result<_>>()?)?;
             let mut enqueue = Enqueue::new(scope, model.config(), products, lent, batch);
             for &step in steps {
                 enqueue.step(step)?;
@@ -157,6 +185,15 @@ impl Pass<'_> {
         self.profile.waited(last.operation);
         igpu.add_times(self.profile, first, &marks)?;
         self.input.clear();
+        if own_memory {
+            for layer in attended {
+                let caches = batch.parts.iter().zip(&mut *self.caches).zip(&mut igpu.copies);
+                for ((part, kv), copy) in caches {
+                    copy.bring_back(&igpu.gpu, kv, layer, part.start..part.end())?;
+                }
+            }
+            self.activations.download_results(&igpu.gpu, last.operation)?;
+        }
         match last.operation {
             Operation::ExpertSelection => {
                 self.record_choices(usize::from(last.layer.unwrap_or_default()));

@@ -3,7 +3,7 @@
 use tandem_gpu::ops::{
     ExpertStarts, ExpertWeights, FloatExperts, FloatWeights, PackedWeights, has_float_kernels,
 };
-use tandem_gpu::{Gpu, Region, Scope};
+use tandem_gpu::{Gpu, GpuVec, Region, Scope, Sharing};
 use tandem_memory::StoredTensor;
 use tandem_model::TensorId;
 use tandem_model::catalogue::LayerTensor as L;
@@ -11,8 +11,9 @@ use tandem_model::catalogue::LayerTensor as L;
 use crate::model::Model;
 use crate::profile::Operation as Op;
 
-/// What a device keeps of the weights: where the experts' matrices are.
+/// What a device keeps of the weights: where the experts' matrices are and, with memory of its own, a copy of all.
 pub(super) struct DeviceWeights {
+    copy: Option<GpuVec<u8>>,
     layers: Vec<[ExpertStarts; 3]>,
 }
 
@@ -37,7 +38,7 @@ impl Expert {
 }
 
 impl DeviceWeights {
-    /// Looks up where the weights are.
+    /// Looks up where the weights are, and uploads them where memory is not shared.
     ///
     /// # Errors
     /// When memory cannot be had.
@@ -55,7 +56,12 @@ impl DeviceWeights {
             let [gate, up, down] = Expert::ALL.map(|matrix| starts(layer, matrix));
             Ok([gate?, up?, down?])
         };
-        Ok(Self { layers: (0..config.n_layers).map(layer).collect::<tandem_gpu::Result<_>>()? })
+        let own = gpu.memory().sharing() == Sharing::None;
+        let copy = own.then(|| gpu.upload(model.weights().bytes())).transpose()?;
+        Ok(Self {
+            copy,
+            layers: (0..config.n_layers).map(layer).collect::<tandem_gpu::Result<_>>()?,
+        })
     }
 
     /// Lends all weights.
@@ -64,7 +70,10 @@ impl DeviceWeights {
         scope: &'scope Scope<'scope, '_>,
         model: &'scope Model,
     ) -> tandem_gpu::Result<LentWeights<'scope>> {
-        let all = scope.lend(model.weights().bytes())?;
+        let all = match &self.copy {
+            Some(copy) => scope.vec(copy)?,
+            None => scope.lend(model.weights().bytes())?,
+        };
         Ok(LentWeights { model, all, layers: &self.layers })
     }
 }

@@ -3,22 +3,25 @@
 //!
 //! The GPU's part is enqueued and handed to it first; then the CPU computes its own, and waits for the GPU at the end. A
 //! row is computed whole by one device, so the result is what either of them would make of it. With one token both write
-//! to the two ends of the result itself; with more, rows of results are put together afterwards.
+//! to the two ends of the result itself; with more, or where the GPU has memory of its own, rows of results are put
+//! together afterwards.
 //!
 //! Experts are split in the rows of gate and up, and then in those of down. To split down by the columns that follow from
 //! gate's rows would spare the wait between the two, but then both devices have a part of every sum, and the result is
 //! neither's.
 
+mod split;
+
 use std::ops::Range;
 
 use tandem_cpu::Cpu;
 use tandem_cpu::ops::{self, Largest, Precision, Product};
-use tandem_gpu::ops::{Output, Uses};
-use tandem_memory::packed::TILE_ROWS;
+use tandem_gpu::GpuVec;
+use tandem_gpu::ops::Output;
 use tandem_model::TensorId;
 use tandem_model::catalogue::LayerTensor as L;
 
-use super::activations::Activations;
+use super::activations::{Activation, Activations};
 use super::cpu::{Activated, CpuInput, down_precision};
 use super::igpu::{Expert, Igpu, cost, of_layer};
 use super::pass::Pass;
@@ -27,6 +30,7 @@ use crate::experts::ExpertUses;
 use crate::model::Model;
 use crate::plan::Step;
 use crate::profile::{Operation as Op, Profile};
+use split::{Parts, Split, igpu_rows};
 
 impl Pass<'_> {
     /// Computes one step on both devices, `share` of the rows on the GPU.
@@ -44,7 +48,7 @@ impl Pass<'_> {
         };
         match step.operation {
             Op::AttentionQkvProj => both.dense(
-                (Activated::Normed, &acts.normed),
+                (Activated::Normed, &mut acts.normed),
                 [
                     dense(L::QWeight, L::QBias, &mut acts.q),
                     dense(L::KWeight, L::KBias, &mut acts.k),
@@ -54,27 +58,28 @@ impl Pass<'_> {
                 &[],
             ),
             Op::AttentionOutputProj => both.dense(
-                (Activated::Mixed, &acts.mixed),
+                (Activated::Mixed, &mut acts.mixed),
                 [dense(L::OWeight, L::OBias, &mut acts.x)],
                 Output::Add,
                 &[],
             ),
             Op::ExpertFfnW1 => both.experts(
                 layer,
-                (Activated::Normed, &acts.normed),
+                (Activated::Normed, &mut acts.normed),
                 &mut acts.uses,
                 [(Expert::Gate, &mut acts.gate[..]), (Expert::Up, &mut acts.up[..])],
             ),
             Op::ExpertFfnW2 => both.experts(
                 layer,
-                (Activated::Gated, &acts.gate),
+                (Activated::Gated, &mut acts.gate),
                 &mut acts.uses,
                 [(Expert::Down, &mut acts.down[..])],
             ),
             Op::LmHead => {
                 let (weights, bias) = (TensorId::LmHeadWeight, TensorId::LmHeadBias);
                 let head = [Dense { weights, bias, out: &mut acts.logits[..] }];
-                let normed = (Activated::Normed, &acts.normed[..wanted]);
+                both.count = Some(wanted);
+                let normed = (Activated::Normed, &mut acts.normed);
                 both.dense(normed, head, Output::Replace, largest)?;
                 self.offer_first(igpu_rows(self.model.config().vocab_size, share));
                 Ok(())
@@ -96,6 +101,7 @@ impl Pass<'_> {
             parts: self.parts,
             operation,
             share,
+            count: None,
         };
         (both, self.activations)
     }
@@ -109,9 +115,11 @@ struct Both<'a> {
     input: &'a mut CpuInput,
     profile: &'a mut Profile,
     /// Room for results that are put together.
-    parts: &'a mut [f32],
+    parts: &'a mut Activation<f32>,
     operation: Op,
     share: f32,
+    /// Numbers of the input, where they are not all.
+    count: Option<usize>,
 }
 
 /// A dense product that is split.
@@ -121,77 +129,42 @@ struct Dense<'a> {
     out: &'a mut [f32],
 }
 
-/// The results of a product, on both devices.
-struct Split<'a> {
-    /// Rows of the matrix.
-    rows: usize,
-    /// Those that are the GPU's.
-    first: usize,
-    /// Where the devices write.
-    igpu: &'a mut [f32],
-    cpu: &'a mut [f32],
-    /// Where results belong, if not there.
-    out: Option<&'a mut [f32]>,
-}
-
-impl<'a> Split<'a> {
-    /// Results of `inputs` tokens or uses, which go through `parts` unless there is one.
-    fn new(out: &'a mut [f32], inputs: usize, share: f32, parts: &mut &'a mut [f32]) -> Self {
-        let rows = out.len() / inputs;
-        let first = igpu_rows(rows, share);
-        let (place, out) = if inputs == 1 {
-            (out, None)
-        } else {
-            (parts.split_off_mut(..out.len()).unwrap_or_default(), Some(out))
-        };
-        let (igpu, cpu) = place.split_at_mut(inputs * first);
-        Self { rows, first, igpu, cpu, out }
-    }
-
-    /// Puts rows of results together.
-    fn join(self, cpu: &Cpu, output: Output) {
-        if let Some(out) = self.out {
-            let accumulate = output == Output::Add;
-            ops::join_rows(cpu, (self.igpu, self.cpu), out, self.rows, accumulate);
-        }
-    }
-}
-
-/// Rows of a matrix that are the GPU's: whole tiles, as near to its share as they come.
-fn igpu_rows(rows: usize, share: f32) -> usize {
-    let tiles = (rows as f32 * share / TILE_ROWS as f32).round() as usize;
-    (tiles * TILE_ROWS).min(rows)
-}
-
 impl Both<'_> {
     /// Products of `x` with some matrices.
     fn dense<const N: usize>(
         &mut self,
-        (what, x): (Activated, &[f32]),
+        (what, x): (Activated, &mut Activation<f32>),
         products: [Dense<'_>; N],
         output: Output,
         largest: &[Largest<'_>],
     ) -> Result<()> {
         let Self { cpu, model, operation, share, .. } = *self;
-        let (input, profile) = (&mut *self.input, &mut *self.profile);
         let whole = products.each_ref().map(|product| model.matrix(product.weights));
-        let tokens = x.len() / whole[0].cols();
         let names = products.each_ref().map(|product| (product.weights, product.bias));
-        let (first_launch, mut parts) = (self.igpu.gpu().launches(), &mut *self.parts);
-        let mut splits = products.map(|product| Split::new(product.out, tokens, share, &mut parts));
+        let count = self.count.unwrap_or(x.len());
+        let tokens = count / whole[0].cols();
+        let own_memory = self.bring(x)?;
+        let apart = own_memory || tokens > 1;
+        let first_launch = self.igpu.gpu().launches();
+        let (rest, mut copy) = self.parts.both_sides();
+        let mut parts = Parts { rest, taken: 0 };
+        let mut splits = products
+            .map(|product| Split::new(product.out, tokens, share, apart.then_some(&mut parts)));
         // Where results are put together, that is when they are added.
-        let direct = if tokens == 1 { output } else { Output::Replace };
+        let direct = if apart { Output::Replace } else { output };
+        let (x, input, profile) = (&*x, &mut *self.input, &mut *self.profile);
         self.igpu.products(model, |scope, mut on_igpu| {
-            let lent = scope.lend(x)?;
+            let lent = x.lend(scope)?.slice(0..count);
+            let copy = copy.as_deref_mut().map(|copy| scope.vec_mut(copy)).transpose()?;
             let mut products = Vec::with_capacity(N);
             for (i, split) in splits.iter_mut().enumerate() {
                 let (weights, bias) = names[i];
-                let out = scope.lend_mut(&mut *split.igpu)?;
+                let out = Split::lend(&mut *split.igpu, split.at, copy.as_ref(), scope)?;
                 on_igpu.dense((weights, Some(bias)), (what, &lent), direct, &out)?;
                 products.push((i, split.first, &mut *split.cpu));
             }
             scope.submit()?;
-            let input = input.of(cpu, (what, x), &whole, Precision::Bits8);
+            let input = input.of(cpu, (what, &x[..count]), &whole, Precision::Bits8);
             products.retain(|(_, _, out)| !out.is_empty());
             let mut products: Vec<Product<'_>> = products
                 .into_iter()
@@ -205,46 +178,41 @@ impl Both<'_> {
             profile.products(operation, &products);
             Ok(())
         })?;
-        self.profile.waited(operation);
-        let marks = [(operation, self.igpu.gpu().launches())];
-        self.igpu.add_times(self.profile, first_launch, &marks)?;
-        splits.into_iter().for_each(|split| split.join(cpu, output));
-        self.profile.lap(operation);
-        Ok(())
+        finish(self.igpu, cpu, self.profile, operation, (splits, copy), first_launch, output)
     }
 
     /// Products of the uses of a layer's experts.
     fn experts<const N: usize>(
         &mut self,
         layer: usize,
-        (what, x): (Activated, &[f32]),
+        (what, x): (Activated, &mut Activation<f32>),
         uses: &mut ExpertUses,
         products: [(Expert, &mut [f32]); N],
     ) -> Result<()> {
         let Self { cpu, model, operation, share, .. } = *self;
-        let (input, profile) = (&mut *self.input, &mut *self.profile);
         let matrix = |matrix: Expert, expert| model.layer(layer).matrix(matrix.tensor(expert));
-        let whole = products.each_ref().map(|(which, _)| matrix(*which, 0));
+        let names = products.each_ref().map(|(which, _)| *which);
+        let whole = names.map(|which| matrix(which, 0));
         let gated = what == Activated::Gated;
         let precision = if gated { down_precision(whole[0]) } else { Precision::Bits8 };
         // Both devices look at the uses; the CPU at a copy of its own.
         let selected = if gated { uses.numbers.clone() } else { uses.tokens.to_vec() };
         let experts: Vec<(u16, Range<usize>)> = uses.experts().collect();
-        let names = products.each_ref().map(|(which, _)| *which);
-        let (first_launch, mut parts) = (self.igpu.gpu().launches(), &mut *self.parts);
+        if self.bring(x)? {
+            uses.upload(self.igpu.gpu())?;
+        }
+        let first_launch = self.igpu.gpu().launches();
+        let (rest, mut copy) = self.parts.both_sides();
+        let mut parts = Parts { rest, taken: 0 };
         let mut splits =
-            products.map(|(_, out)| Split::new(out, selected.len(), share, &mut parts));
+            products.map(|(_, out)| Split::new(out, selected.len(), share, Some(&mut parts)));
+        let (x, input, profile) = (&*x, &mut *self.input, &mut *self.profile);
         self.igpu.products(model, |scope, mut on_igpu| {
-            let lent = scope.lend(x)?;
-            let uses = Uses::new(
-                scope.lend_mut(&mut uses.starts[..])?,
-                scope.lend_mut(&mut uses.tokens[..])?,
-                scope.lend_mut(&mut uses.weights[..])?,
-                scope.lend_mut(&mut uses.places[..])?,
-            );
+            let (lent, uses) = (x.lend(scope)?, uses.lend(scope)?);
+            let copy = copy.as_deref_mut().map(|copy| scope.vec_mut(copy)).transpose()?;
             let mut rest = Vec::with_capacity(N);
             for (split, which) in splits.iter_mut().zip(names) {
-                let out = scope.lend_mut(&mut *split.igpu)?;
+                let out = Split::lend(&mut *split.igpu, split.at, copy.as_ref(), scope)?;
                 on_igpu.experts((layer, which), &uses, (what, &lent), &out)?;
                 rest.push((which, split.first, split.rows - split.first, &mut *split.cpu));
             }
@@ -263,23 +231,37 @@ impl Both<'_> {
             profile.products(operation, &products);
             Ok(())
         })?;
-        self.profile.waited(operation);
-        let marks = [(operation, self.igpu.gpu().launches())];
-        self.igpu.add_times(self.profile, first_launch, &marks)?;
-        splits.into_iter().for_each(|split| split.join(cpu, Output::Replace));
-        self.profile.lap(operation);
-        Ok(())
+        let parts = (splits, copy);
+        finish(self.igpu, cpu, self.profile, operation, parts, first_launch, Output::Replace)
+    }
+
+    /// Brings the input to a GPU with memory of its own, and makes room for results there; answers whether it is one.
+    fn bring(&mut self, x: &mut Activation<f32>) -> Result<bool> {
+        let Some(gpu) = self.igpu.own_memory() else { return Ok(false) };
+        x.upload(gpu)?;
+        self.parts.upload(gpu)?;
+        Ok(true)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_are_whole_tiles() {
-        assert_eq!([0.0, 0.3, 0.5, 1.0].map(|share| igpu_rows(448, share)), [0, 128, 224, 448]);
-        assert_eq!(igpu_rows(70, 1.0), 70);
-        assert_eq!(igpu_rows(8, 0.4), 0);
+/// Once both devices are done: brings back what the GPU has written to memory of its own, and puts rows together.
+fn finish<const N: usize>(
+    igpu: &Igpu,
+    cpu: &Cpu,
+    profile: &mut Profile,
+    operation: Op,
+    (splits, copy): ([Split<'_>; N], Option<&mut GpuVec<f32>>),
+    first_launch: usize,
+    output: Output,
+) -> Result<()> {
+    profile.waited(operation);
+    igpu.add_times(profile, first_launch, &[(operation, igpu.gpu().launches())])?;
+    for split in splits {
+        if let Some(copy) = &copy {
+            igpu.gpu().read_at(copy, split.at, split.igpu)?;
+        }
+        split.join(cpu, output);
     }
+    profile.lap(operation);
+    Ok(())
 }

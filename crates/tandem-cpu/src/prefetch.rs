@@ -24,3 +24,17 @@ pub(crate) fn prefetch<T>(here: *const T, ahead: usize) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = here;
 }
+
+/// Asks for `len` items that will be written. Results of a product are strewn over memory, a line or a few for each token,
+/// and a core does not see where the next ones go.
+#[inline(always)]
+pub(crate) fn prefetch_for_writing<T>(start: *const T, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..(len * size_of::<T>()).div_ceil(64) {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        // SAFETY: as above; processors that lack this one take it for another that does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(start.cast::<i8>().wrapping_add(64 * line)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (start, len);
+}

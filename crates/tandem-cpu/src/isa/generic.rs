@@ -78,13 +78,13 @@ pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out:
     }
 }
 
-/// The sum of a function of every number.
+/// The sum of a function of every number, in as many lanes as keep additions from waiting for each other.
 #[inline(always)]
 fn sum(x: &[f32], f: impl Fn(f64) -> f64) -> f64 {
-    let mut lanes = [0f64; LANES];
-    let (x, rest) = x.as_chunks::<LANES>();
+    let mut lanes = [0f64; 4 * LANES];
+    let (x, rest) = x.as_chunks::<{ 4 * LANES }>();
     for x in x {
-        for lane in 0..LANES {
+        for lane in 0..4 * LANES {
             lanes[lane] += f(f64::from(x[lane]));
         }
     }

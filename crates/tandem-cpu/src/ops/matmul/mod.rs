@@ -195,6 +195,13 @@ struct Output<'a> {
 }
 
 impl Output<'_> {
+    /// Has the places of some results brought to the core's cache while they are being computed.
+    fn expect(&self, tokens: Range<usize>, rows: Range<usize>) {
+        for token in tokens {
+            self.out.expect(token * self.rows + rows.start, rows.len());
+        }
+    }
+
     /// Writes the sums of one token, from row `first` on, with the bias added.
     #[allow(unsafe_code)]
     fn write(&self, token: usize, first: usize, sums: &[f32]) {

@@ -4,6 +4,8 @@
 //! are in the cache already. Ids are random but the same in every run; what they are makes no difference to a dense
 //! weight, and spreads tokens over all experts. One untimed run warms up.
 
+mod together;
+
 use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
@@ -14,6 +16,7 @@ use tandem_memory::KvCache;
 use crate::error::{Result, RuntimeError};
 use crate::executor::{Executor, LogitsFor};
 use crate::lookup::Lookup;
+pub use together::run_together;
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,9 +75,7 @@ impl Prepared {
         if tokens > kv.capacity() {
             return Err(RuntimeError::PromptTooLong { tokens, context: kv.capacity() });
         }
-        let vocab = u32::try_from(executor.model().config().vocab_size).unwrap_or(u32::MAX);
-        let mut rng = ChaCha8Rng::seed_from_u64(0);
-        let mut ids: Vec<u32> = (0..tokens).map(|_| rng.random_range(0..vocab)).collect();
+        let mut ids = random_ids(executor, tokens, 0);
         kv.clear();
         prompt(executor, kv, &ids[..test.depth])?;
         ids.drain(..test.depth);
@@ -125,15 +126,25 @@ pub fn run(
     repetitions: usize,
 ) -> Result<Measured> {
     let prepared = Prepared::new(executor, kv, test)?;
+    measure(executor, test.tokens(), repetitions, |executor| prepared.time(executor, kv))
+}
+
+/// Times `repetitions` of a run of so many tokens.
+fn measure(
+    executor: &mut Executor,
+    tokens: usize,
+    repetitions: usize,
+    mut run: impl FnMut(&mut Executor) -> Result<Duration>,
+) -> Result<Measured> {
     executor.profile().clear();
     let rounds = executor.team().rounds();
     let waits = |executor: &Executor| executor.gpu().map_or(0, Gpu::waits);
     let waits_before = waits(executor);
     let rates = (0..repetitions)
-        .map(|_| Ok(test.tokens() as f64 / prepared.time(executor, kv)?.as_secs_f64()))
+        .map(|_| Ok(tokens as f64 / run(executor)?.as_secs_f64()))
         .collect::<Result<Vec<f64>>>()?;
     let rounds = executor.team().rounds() - rounds;
-    let tokens = (test.tokens() * repetitions) as f64;
+    let tokens = (tokens * repetitions) as f64;
     // A GPU that was put aside meanwhile takes its count with it.
     let waits = waits(executor).saturating_sub(waits_before);
     Ok(Measured {
@@ -190,6 +201,13 @@ pub fn replay(
     }
     let rate = (ids.len() - prompt) as f64 / started.elapsed().as_secs_f64();
     Ok(Replay { rate, drafted, accepted })
+}
+
+/// The same ids for the same seed.
+fn random_ids(executor: &Executor, count: usize, seed: u64) -> Vec<u32> {
+    let vocab = u32::try_from(executor.model().config().vocab_size).unwrap_or(u32::MAX);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..count).map(|_| rng.random_range(0..vocab)).collect()
 }
 
 /// All batches of a prompt, with logits of the last token.

@@ -1,7 +1,8 @@
 //! How fast products with packed weights are on this machine, beside what its memory gives.
 //!
-//! `cargo run --release -p tandem-cpu --example packed_speed [-- THREADS..]` prints Markdown. Decode: one token,
-//! weights that come from memory and not from a cache, in GB/s, beside a loop that only reads the same bytes.
+//! `cargo run --release -p tandem-cpu --example packed_speed [-- THREADS..]` prints Markdown. Decode: one token, or those
+//! of a few texts, weights that come from memory and not from a cache, in GB/s, beside a loop that only reads the same
+//! bytes.
 //! Prefill: many tokens, in Gop/s (a multiply-add is two operations). Rounds alternate between everything that is
 //! compared, so that a busy machine troubles all alike; shown are the median and the best round.
 #![allow(clippy::print_stdout)]
@@ -22,6 +23,8 @@ const STREAM: usize = 256 << 20;
 const ROUNDS: usize = 9;
 /// Rows and columns of Phi-tiny-MoE's matrices: q, gate, down, lm_head.
 const SHAPES: [(usize, usize); 4] = [(2048, 4096), (448, 4096), (4096, 448), (32064, 4096)];
+/// Texts that are written at a time, a token of each.
+const TEXTS: [usize; 4] = [1, 2, 4, 8];
 /// Tokens of a prompt, and of one of 16 experts' share of it.
 const TOKENS: [usize; 2] = [256, 32];
 const KINDS: [PackedType; 2] = [PackedType::Q4_0, PackedType::Q8_0];
@@ -40,26 +43,29 @@ fn main() {
                 Cpu::with_isa(team, isa).expect("an instruction set of this machine")
             })
             .collect();
-        decode(&cpus, &mut memory);
+        for tokens in TEXTS {
+            decode(&cpus, &mut memory, tokens);
+        }
         prefill(&cpus, &mut memory);
     }
 }
 
-fn decode(cpus: &[Cpu], memory: &mut AlignedBuffer) {
-    println!("\n## Decode, {} threads: GB/s, median (best)\n", cpus[0].team().threads());
+fn decode(cpus: &[Cpu], memory: &mut AlignedBuffer, tokens: usize) {
+    let threads = cpus[0].team().threads();
+    println!("\n## Decode of {tokens} tokens, {threads} threads: GB/s, median (best)\n");
     header("rows x cols", "read only", cpus);
     for kind in KINDS {
         for (rows, cols) in SHAPES {
             let layout = PackedLayout::new(kind, rows, cols).expect("whole blocks");
             let copies = sane(memory, layout);
             let bytes = layout.n_bytes() * copies;
-            let x = numbers(cols);
+            let x = numbers(tokens * cols);
             let mut seconds = vec![Vec::new(); cpus.len() + 1];
             for _ in 0..ROUNDS {
                 let words = &memory.typed::<u64>()[..bytes / size_of::<u64>()];
                 seconds[0].push(bytes as f64 / read_pass(&cpus[0], words, Reading::Plain));
                 for (cpu, seconds) in cpus.iter().zip(&mut seconds[1..]) {
-                    let mut out = vec![0.0; rows];
+                    let mut out = vec![0.0; tokens * rows];
                     let mut buffer = QuantizedActivations::default();
                     seconds.push(time(|| {
                         for copy in memory[..bytes].chunks_exact(layout.n_bytes()) {

@@ -4,6 +4,8 @@
 //! are in the cache already. Ids are random but the same in every run; what they are makes no difference to a dense
 //! weight, and spreads tokens over all experts. One untimed run warms up.
 
+mod together;
+
 use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
@@ -14,6 +16,7 @@ use tandem_memory::KvCache;
 use crate::error::{Result, RuntimeError};
 use crate::executor::{Executor, LogitsFor};
 use crate::lookup::Lookup;
+pub use together::run_together;
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,9 +75,7 @@ impl Prepared {
         if tokens > kv.capacity() {
             return Err(RuntimeError::PromptTooLong { tokens, context: kv.capacity() });
         }
-        let vocab = u32::try_from(executor.model().config().vocab_size).unwrap_or(u32::MAX);
-        let mut rng = ChaCha8Rng::seed_from_u64(0);
-        let mut ids: Vec<u32> = (0..tokens).map(|_| rng.random_range(0..vocab)).collect();
+        let mut ids = random_ids(executor, tokens, 0);
         kv.clear();
         prompt(executor, kv, &ids[..test.depth])?;
         ids.drain(..test.depth);
@@ -171,6 +172,26 @@ pub fn run(
         Work::Generate(_) => 1,
     });
     let prepared = Prepared::new(executor, kv, test)?;
+    let work = Timed { threads, tokens: test.tokens(), repetitions };
+    measure(executor, work, |executor| prepared.time(executor, kv))
+}
+
+/// What is timed.
+#[derive(Clone, Copy)]
+struct Timed {
+    /// Threads that compute it.
+    threads: usize,
+    /// Tokens of one repetition.
+    tokens: usize,
+    repetitions: usize,
+}
+
+/// Times a run again and again, and what the machine can do in between.
+fn measure(
+    executor: &mut Executor,
+    Timed { threads, tokens, repetitions }: Timed,
+    mut run: impl FnMut(&mut Executor) -> Result<Duration>,
+) -> Result<Measured> {
     executor.profile().clear();
     let (mut rounds, mut waits) = (0, 0);
     let waited = |executor: &Executor| executor.gpu().map_or(0, Gpu::waits);
@@ -178,7 +199,7 @@ pub fn run(
     let repetitions = (0..repetitions)
         .map(|_| {
             let (first_round, first_wait) = (executor.team().rounds(), waited(executor));
-            let rate = test.tokens() as f64 / prepared.time(executor, kv)?.as_secs_f64();
+            let rate = tokens as f64 / run(executor)?.as_secs_f64();
             rounds += executor.team().rounds() - first_round;
             // A GPU that was put aside meanwhile takes its count with it.
             waits += waited(executor).saturating_sub(first_wait);
@@ -187,7 +208,7 @@ pub fn run(
             Ok(Repetition { rate, ceiling })
         })
         .collect::<Result<Vec<_>>>()?;
-    let tokens = (test.tokens() * repetitions.len()) as f64;
+    let tokens = (tokens * repetitions.len()) as f64;
     Ok(Measured {
         threads,
         repetitions,
@@ -243,6 +264,13 @@ pub fn replay(
     }
     let rate = (ids.len() - prompt) as f64 / started.elapsed().as_secs_f64();
     Ok(Replay { rate, drafted, accepted })
+}
+
+/// The same ids for the same seed.
+fn random_ids(executor: &Executor, count: usize, seed: u64) -> Vec<u32> {
+    let vocab = u32::try_from(executor.model().config().vocab_size).unwrap_or(u32::MAX);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..count).map(|_| rng.random_range(0..vocab)).collect()
 }
 
 /// All batches of a prompt, with logits of the last token.

@@ -59,6 +59,19 @@ pub enum RuntimeError {
         /// Tokens of the context.
         context: usize,
     },
+    /// As many texts wait for their turn as may.
+    #[error(
+        "the queue is full: {waiting} texts wait behind {running} that are written: try again later"
+    )]
+    QueueFull {
+        /// Texts that wait.
+        waiting: usize,
+        /// Texts that are read or written.
+        running: usize,
+    },
+    /// The engine takes no more texts.
+    #[error("the engine has stopped")]
+    EngineStopped,
     /// An id is beyond the vocabulary.
     #[error("token id {id}: expected less than the vocabulary size {vocab_size}")]
     TokenId {
@@ -75,4 +88,4 @@ pub enum RuntimeError {
 }
 
 /// Shorthand of this crate.
-pub type Result<T> = std::result::Result<T, RuntimeError>;
+pub type Result<T, E = RuntimeError> = std::result::Result<T, E>;

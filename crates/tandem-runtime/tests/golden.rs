@@ -5,7 +5,7 @@ mod support;
 use std::path::Path;
 use std::sync::Arc;
 
-use support::{BOUND, Setup};
+use support::{BOUND, Setup, check_together};
 use tandem_golden::{
     WINDOW, check_logits, golden, golden_model, stories, stories_bf16, windowed_logits,
 };
@@ -62,6 +62,16 @@ fn greedy_tokens_of_the_random_model() {
             setup.check_greedy(&prompt);
         }
     }
+}
+
+#[test]
+fn texts_that_are_read_and_written_together() {
+    for (threads, chunk) in [(1, 1), (2, 5), (3, 64)] {
+        let mut executor = setup(&golden_model(), threads, 256, KvType::F32, None).executor;
+        check_together(&mut executor, &golden(), KvType::F32, chunk, BOUND);
+    }
+    let mut executor = setup(&stories_bf16(), 2, 256, KvType::F32, None).executor;
+    check_together(&mut executor, &stories(), KvType::F32, 9, BOUND);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tandem_memory::{KvCache, KvType};
 use tandem_model::Checkpoint;
 use tandem_model::convert::{ConvertTypes, convert};
 use tandem_runtime::perplexity::{Perplexity, score};
-use tandem_runtime::{Executor, LogitsFor, Model, evaluate};
+use tandem_runtime::{Executor, LogitsFor, Model, Segment, evaluate};
 use tandem_testkit::testdata;
 
 /// What the bf16 weights reach on the test stories, by `transformers`.
@@ -117,4 +117,38 @@ fn pieces(checkpoint: &Checkpoint, file: PathBuf) -> Vec<Vec<u32>> {
         ids
     };
     stories.iter().map(piece).collect()
+}
+
+/// Sums of packed products are added up in an order that does not depend on how many tokens there are; so a text that is
+/// written together with others is the text that would be written alone, to the last bit.
+#[test]
+fn texts_together_are_what_they_are_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = Checkpoint::open(&golden_model()).unwrap();
+    for dtype in [DType::Q8_0, DType::Q4_0] {
+        let checkpoint = converted(&original, &folder, dtype);
+        let (mut executor, _) = engine(&checkpoint, 2);
+        // Several tokens each, so that one prompt more or less does not decide how attention is computed.
+        let prompts: Vec<Vec<u32>> = (0..7u32).map(|n| (n..n + 3 + n).collect()).collect();
+        let next: Vec<Vec<u32>> = (40..47).map(|id| vec![id]).collect();
+        let mut caches: Vec<_> =
+            prompts.iter().map(|_| executor.kv_cache(16, KvType::F16).unwrap()).collect();
+        let mut alone = Vec::new();
+        for ((prompt, next), kv) in prompts.iter().zip(&next).zip(&mut caches) {
+            alone.push(evaluate(&mut executor, kv, prompt, LogitsFor::Last, None).unwrap());
+            alone.push(executor.forward(next, kv, LogitsFor::Last, None).unwrap().to_vec());
+            kv.clear();
+        }
+        let vocab = alone[0].len();
+        for (pass, ids) in [prompts, next].iter().enumerate() {
+            // Every third text's logits are not asked for.
+            let wanted = |n| if n % 3 == 2 { LogitsFor::None } else { LogitsFor::Last };
+            let parts = ids.iter().zip(&mut caches).enumerate();
+            let mut segments: Vec<_> =
+                parts.map(|(n, (ids, kv))| Segment { ids, kv, wanted: wanted(n) }).collect();
+            let logits = executor.forward_segments(&mut segments, &[]).unwrap();
+            let expected = (0..7).filter(|n| n % 3 != 2).map(|n| &alone[2 * n + pass]);
+            assert!(logits.chunks_exact(vocab).eq(expected.map(Vec::as_slice)), "{dtype} {pass}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ mod rope;
 mod weights;
 
 pub use activations::{Input, Precision, QuantizedActivations};
-pub use attention::{Queries, attention, store_kv};
+pub use attention::{Queries, Sequence, attention, attention_all, store_kv};
 pub use elementwise::{add, add_scaled, add_weighted_rows, argmax, join_rows, silu_mul};
 pub use matmul::{Largest, Product, announce, matmul, matmul_all};
 pub use matrix::MatrixRef;

@@ -1,7 +1,7 @@
 //! Attention over the KV cache.
 
 use tandem_cpu::Cpu;
-use tandem_cpu::ops::{Queries, Rope, attention, store_kv};
+use tandem_cpu::ops::{Queries, Rope, Sequence, attention, attention_all, store_kv};
 use tandem_memory::{KV_BLOCK, KvCache, KvData, KvType};
 use tandem_testkit::oracle::{Attention, Expected, assert_close};
 
@@ -136,6 +136,43 @@ fn every_shape_window_and_storage() {
                         assert_close(&what, &case.run(cpu, &data), &case.oracle(&data));
                     }
                 }
+            }
+        }
+    });
+}
+
+/// Sequences of every length: some whose keys are cut into spans, some not, decoded tokens and prompts.
+#[test]
+fn several_sequences_are_as_each_alone() {
+    let lengths = [(0, 30), (700, 1), (3, 1), (255, 1), (600, 9), (0, 1), (1300, 1)];
+    let window = Some(1200);
+    on_every_isa(|cpu| {
+        let mut random = Random(17);
+        for kind in [KvType::F16, KvType::F32, KvType::Q8_0] {
+            let case = |(start, tokens)| Case {
+                heads: 8,
+                kv_heads: 2,
+                dim: 32,
+                start,
+                tokens,
+                window,
+                kind,
+                scale: 2.0,
+            };
+            let cases = lengths.map(case);
+            let data: Vec<Data> = cases.iter().map(|case| case.data(&mut random)).collect();
+            let mut outs: Vec<Vec<f32>> =
+                data.iter().map(|data| vec![f32::NAN; data.q.len()]).collect();
+            let sequences = cases.iter().zip(&data).zip(&mut outs).map(|((case, data), out)| {
+                let queries =
+                    Queries { q: &data.q, heads: case.heads, start: case.start, rope: None };
+                Sequence { queries, kv: data.cache.layer(1), out }
+            });
+            attention_all(cpu, &mut sequences.collect::<Vec<_>>(), window);
+            for ((case, data), out) in cases.iter().zip(&data).zip(&outs) {
+                let what = format!("{} {kind:?} {} from {}", cpu.isa(), case.tokens, case.start);
+                assert_close(&what, out, &case.oracle(data));
+                assert!(*out == case.run(cpu, data), "{what}: not as alone");
             }
         }
     });

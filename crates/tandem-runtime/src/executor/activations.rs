@@ -133,7 +133,7 @@ impl<T: Element + fmt::Debug> fmt::Debug for Activation<T> {
 }
 
 /// Cosine and sine of every pair of a position.
-const ANGLE: usize = 2;
+pub(super) const ANGLE: usize = 2;
 
 /// The activations of a batch.
 #[derive(Default)]

@@ -1,13 +1,14 @@
-//! The forward pass, for a batch of tokens of one sequence.
+//! The forward pass, for a batch of tokens of one or more sequences.
 //!
 //! Tokens are handed in as they come: a prompt in batches, an answer one by one. Keys and values of earlier tokens
 //! come from the KV cache, so a batch of one reads every dense weight and two experts of each layer once, and
-//! nothing else.
+//! nothing else. Tokens of several sequences share the weights that are read; each attends to its own sequence's cache.
 //!
 //! A pass follows a [`Plan`](crate::plan::Plan), the flat list of its operations ([`pass`]). What an operation reads and
 //! writes lies in [`activations`]; `cpu/` has the operations as the CPU computes them.
 
 mod activations;
+mod batch;
 mod both;
 mod cpu;
 mod igpu;
@@ -28,11 +29,14 @@ use crate::model::Model;
 use crate::plan::Planner;
 use crate::profile::{Operation, Profile};
 use activations::Activations;
+use batch::Batch;
 use cpu::CpuInput;
 use igpu::Igpu;
-use pass::{Batch, Pass};
+use pass::Pass;
 
 pub(crate) use activations::{Activation, Memory};
+pub use batch::Segment;
+pub(crate) use batch::check_ids;
 pub use output::{LogitsFor, RouterTrace, evaluate};
 pub use threads::Threads;
 
@@ -223,7 +227,7 @@ impl Executor {
         wanted: LogitsFor,
         trace: Option<&mut RouterTrace>,
     ) -> Result<&[f32]> {
-        self.pass(ids, kv, wanted, &[], trace)?;
+        self.pass(&mut [Segment { ids, kv, wanted }], &[], trace)?;
         Ok(&self.activations.logits)
     }
 
@@ -246,33 +250,54 @@ impl Executor {
     ) -> Result<Vec<Vec<(f32, u32)>>> {
         let tokens = wanted.tokens(ids.len());
         let largest: Vec<_> = tokens.map(|_| Largest::new(count, allowed)).collect();
-        self.pass(ids, kv, wanted, &largest, None)?;
+        self.pass(&mut [Segment { ids, kv, wanted }], &largest, None)?;
         Ok(largest.into_iter().map(Largest::into_sorted).collect())
+    }
+
+    /// Runs tokens of several sequences together, so that every dense weight and every expert is read once for all of
+    /// them. Answers logits, `tokens x vocab`, for the tokens that the segments want, in their order. Where `largest` is
+    /// not empty, it has one for each of these tokens, and keeps what is largest of its logits.
+    ///
+    /// # Errors
+    /// Where an id is beyond the vocabulary or tokens do not fit their cache; all caches are then as before.
+    ///
+    /// # Panics
+    /// If a segment has no ids, or all of them together none or more than [`Self::batch`], or `largest` is of another
+    /// number.
+    pub fn forward_segments(
+        &mut self,
+        segments: &mut [Segment<'_>],
+        largest: &[Largest<'_>],
+    ) -> Result<&[f32]> {
+        self.pass(segments, largest, None)?;
+        Ok(&self.activations.logits)
     }
 
     /// One forward pass. Leaves logits among the activations. Where the GPU fails, it is put aside, and the pass computed
     /// anew on the CPU: from its ids, since the failed one has left its marks on everything else.
     fn pass(
         &mut self,
-        ids: &[u32],
-        kv: &mut KvCache,
-        wanted: LogitsFor,
+        segments: &mut [Segment<'_>],
         largest: &[Largest<'_>],
         mut trace: Option<&mut RouterTrace>,
     ) -> Result<()> {
-        assert!((1..=self.batch).contains(&ids.len()), "{} tokens in one batch", ids.len());
-        check_ids(ids, self.model.config().vocab_size)?;
-        let batch = Batch { ids, start: kv.len(), wanted: wanted.tokens(ids.len()) };
-        match self.attempt(&batch, kv, largest, trace.as_deref_mut()) {
+        assert!(segments.iter().all(|segment| !segment.ids.is_empty()), "a segment without tokens");
+        let batch = Batch::new(segments, self.model.config().vocab_size)?;
+        let tokens = batch.ids.len();
+        assert!((1..=self.batch).contains(&tokens), "{tokens} tokens in one batch");
+        assert!(largest.is_empty() || largest.len() == batch.n_wanted(), "largest of each token");
+        match self.attempt(&batch, segments, largest, trace.as_deref_mut()) {
             Err(RuntimeError::Gpu(failure)) => self.put_aside(failure),
             Err(RuntimeError::Activations(AllocError::Device { device, reason, .. })) => {
                 self.put_aside(GpuError::Missing { device, what: format!("memory: {reason}") });
             }
             done => return done,
         }
-        kv.truncate(batch.start);
+        for (segment, part) in segments.iter_mut().zip(&batch.parts) {
+            segment.kv.truncate(part.start);
+        }
         largest.iter().for_each(Largest::clear);
-        self.attempt(&batch, kv, largest, trace)
+        self.attempt(&batch, segments, largest, trace)
     }
 
     /// Computes on the CPU from now on, in memory of its own.
@@ -288,17 +313,19 @@ impl Executor {
     /// One forward pass, in one turn with the team.
     fn attempt(
         &mut self,
-        batch: &Batch<'_>,
-        kv: &mut KvCache,
+        batch: &Batch,
+        segments: &mut [Segment<'_>],
         largest: &[Largest<'_>],
         trace: Option<&mut RouterTrace>,
     ) -> Result<()> {
         let (config, tokens) = (self.model.config(), batch.ids.len());
-        self.rope.extend_table(batch.end());
-        self.activations.resize(&self.memory, config, tokens, batch.wanted.len())?;
+        self.rope.extend_table(batch.longest());
+        self.activations.resize(&self.memory, config, tokens, batch.n_wanted())?;
         if self.igpu.is_some() {
             self.parts.resize(&self.memory, batch.largest_parts(config))?;
         }
+        let mut caches: Vec<&mut KvCache> =
+            segments.iter_mut().map(|segment| &mut *segment.kv).collect();
         let mut choices = trace.is_some().then(RouterTrace::default);
         let mut pass = Pass {
             cpu: &self.cpu,
@@ -309,24 +336,16 @@ impl Executor {
             parts: &mut self.parts,
             input: &mut self.input,
             profile: &mut self.profile,
-            kv,
+            caches: &mut caches,
             largest,
             trace: choices.as_mut(),
             batch,
         };
-        let plan = self.planner.plan(tokens, batch.end());
+        let plan = self.planner.plan(tokens, batch.longest());
         self.cpu.team().in_turn(self.threads.for_tokens(tokens), || pass.run(plan))?;
         if let (Some(trace), Some(choices)) = (trace, choices) {
             trace.append(choices);
         }
         Ok(())
-    }
-}
-
-/// Whether all ids are below the vocabulary's size.
-pub(crate) fn check_ids(ids: &[u32], vocab_size: usize) -> Result<()> {
-    match ids.iter().find(|&&id| id as usize >= vocab_size) {
-        Some(&id) => Err(RuntimeError::TokenId { id, vocab_size }),
-        None => Ok(()),
     }
 }

@@ -22,7 +22,7 @@ pub enum LogitsFor {
 
 impl LogitsFor {
     /// Which of a batch's tokens these are.
-    pub(super) fn tokens(self, batch: usize) -> Range<usize> {
+    pub(crate) fn tokens(self, batch: usize) -> Range<usize> {
         match self {
             Self::None => batch..batch,
             Self::Last => batch - 1..batch,

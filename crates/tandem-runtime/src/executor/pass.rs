@@ -1,14 +1,11 @@
 //! One pass: a batch of tokens through all steps of a plan.
 
-use std::ops::Range;
-
 use tandem_cpu::Cpu;
 use tandem_cpu::ops::{Largest, Rope};
 use tandem_memory::KvCache;
-use tandem_model::PhimoeConfig;
-use tandem_model::config::EXPERTS_PER_TOKEN;
 
-use super::activations::{Activation, Activations};
+use super::activations::{ANGLE, Activation, Activations};
+use super::batch::Batch;
 use super::cpu::CpuInput;
 use super::igpu::Igpu;
 use super::output::RouterTrace;
@@ -16,34 +13,6 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::plan::{Placement, Plan, Step};
 use crate::profile::{Operation, Profile};
-
-/// Tokens that go through the model together.
-pub(super) struct Batch<'a> {
-    pub(super) ids: &'a [u32],
-    /// Position of the first.
-    pub(super) start: usize,
-    /// Those whose logits are wanted.
-    pub(super) wanted: Range<usize>,
-}
-
-impl Batch<'_> {
-    /// The position after the last.
-    pub(super) fn end(&self) -> usize {
-        self.start + self.ids.len()
-    }
-
-    /// Numbers of the largest results that two devices share.
-    pub(super) fn largest_parts(&self, c: &PhimoeConfig) -> usize {
-        let tokens = self.ids.len();
-        [
-            tokens * (c.q_dim() + 2 * c.kv_dim()),
-            EXPERTS_PER_TOKEN * tokens * (2 * c.expert_width).max(c.hidden_size),
-            self.wanted.len() * c.vocab_size,
-        ]
-        .into_iter()
-        .fold(0, usize::max)
-    }
-}
 
 /// What a pass works with.
 pub(super) struct Pass<'a> {
@@ -56,11 +25,12 @@ pub(super) struct Pass<'a> {
     pub(super) parts: &'a mut Activation<f32>,
     pub(super) input: &'a mut CpuInput,
     pub(super) profile: &'a mut Profile,
-    pub(super) kv: &'a mut KvCache,
+    /// The caches of the batch's sequences.
+    pub(super) caches: &'a mut [&'a mut KvCache],
     /// Where the largest logits of each wanted token go; empty where they are not asked for.
     pub(super) largest: &'a [Largest<'a>],
     pub(super) trace: Option<&'a mut RouterTrace>,
-    pub(super) batch: &'a Batch<'a>,
+    pub(super) batch: &'a Batch,
 }
 
 impl Pass<'_> {
@@ -68,10 +38,9 @@ impl Pass<'_> {
     pub(super) fn run(&mut self, plan: &Plan) -> Result<()> {
         self.profile.begin();
         if plan.uses_igpu() {
-            self.activations.ids.copy_from_slice(self.batch.ids);
-            self.rope.write_angles(self.batch.start, &mut self.activations.angles);
+            self.prepare_igpu();
         }
-        let wanted = !self.batch.wanted.is_empty();
+        let wanted = self.batch.n_wanted() > 0;
         let steps: Vec<Step> = plan
             .steps()
             .take_while(|step| wanted || step.operation != Operation::FinalLayernorm)
@@ -98,9 +67,22 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// Writes down what only the GPU reads.
+    fn prepare_igpu(&mut self) {
+        let acts = &mut *self.activations;
+        acts.ids.copy_from_slice(&self.batch.ids);
+        let width = ANGLE * self.model.config().head_dim / 2;
+        for part in &self.batch.parts {
+            self.rope.write_angles(part.start, &mut acts.angles[part.rows(width)]);
+        }
+    }
+
     /// What computes a step: where the plan says, unless the GPU does not compute such.
     fn placement(&self, step: Step) -> Placement {
-        let refused = |igpu: &Igpu| igpu.refusal(step.operation, self.kv.kind()).is_some();
+        let refused = |igpu: &Igpu| {
+            let mut kinds = self.caches.iter().map(|kv| kv.kind());
+            kinds.any(|kind| igpu.refusal(step.operation, kind).is_some())
+        };
         match step.placement {
             _ if self.igpu.as_deref().is_none_or(refused) => Placement::Cpu,
             Placement::Split(share) if share <= 0.0 => Placement::Cpu,
@@ -117,16 +99,4 @@ impl Pass<'_> {
         let run = steps.iter().take_while(|step| step.placement == Placement::Igpu).count();
         steps[..run].iter().position(cut).map_or(run, |selection| selection + 1)
     }
-}
-
-/// Bytes of keys and values that a layer's attention reads, and its arithmetic.
-pub(super) fn attention_cost(
-    config: &PhimoeConfig,
-    batch: &Batch<'_>,
-    kv: &KvCache,
-) -> (usize, usize) {
-    let window = config.sliding_window.unwrap_or(usize::MAX);
-    let bytes = batch.end().min(window) * kv.bytes_per_token() / config.n_layers;
-    let visible: usize = (batch.start..batch.end()).map(|i| (i + 1).min(window)).sum();
-    (bytes, 2 * 2 * config.q_dim() * visible)
 }

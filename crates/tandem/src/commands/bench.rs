@@ -63,6 +63,20 @@ pub(crate) struct BenchArgs {
     )]
     depth: Vec<usize>,
 
+    /// Texts that are generated together, a token of each at a time
+    ///
+    /// "t/s" is that of all of them, "t/s each" that of one.
+    #[arg(
+        short = 's',
+        long,
+        value_name = "N",
+        env = "TANDEM_BENCH_SEQUENCES",
+        value_delimiter = ',',
+        default_value = "1",
+        value_parser = crate::options::at_least_one
+    )]
+    sequences: Vec<usize>,
+
     /// Repetitions of each test
     #[arg(short, long, value_name = "N", env = "TANDEM_BENCH_REPETITIONS", default_value_t = 5,
           value_parser = crate::options::at_least_one)]
@@ -103,6 +117,9 @@ struct Row {
     backend: String,
     threads: usize,
     test: String,
+    /// Texts at a time.
+    sequences: usize,
+    /// Of all of them.
     tokens_per_second: f64,
     tokens_per_second_all: Vec<f64>,
     read_bandwidth: f64,
@@ -131,8 +148,8 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let tests = tests(args);
     let bar = progress::count(tests.len() as u64, "tests");
     let mut rows = Vec::new();
-    for test in tests {
-        rows.push(row(args, &checkpoint, &mut executor, &mut session, test)?);
+    for case in tests {
+        rows.push(row(args, &checkpoint, &mut executor, &mut session, case)?);
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -147,18 +164,59 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn tests(args: &BenchArgs) -> Vec<Test> {
-    let works = args
-        .prompt
-        .iter()
-        .map(|&n| Work::Prompt(n))
-        .chain(args.generate.iter().map(|&n| Work::Generate(n)));
-    let works: Vec<Work> =
-        works.filter(|work| !matches!(work, Work::Prompt(0) | Work::Generate(0))).collect();
-    args.depth
-        .iter()
-        .flat_map(|&depth| works.iter().map(move |&work| Test { work, depth }))
-        .collect()
+/// A test, of one text or of several at a time.
+#[derive(Clone, Copy)]
+struct Case {
+    test: Test,
+    sequences: usize,
+}
+
+impl Case {
+    /// Tokens that go through the model together.
+    fn batch(self, executor: &Executor) -> usize {
+        match self.test.work {
+            Work::Prompt(n) => n.min(executor.batch()),
+            Work::Generate(_) => self.sequences,
+        }
+    }
+
+    fn name(self) -> String {
+        match self.sequences {
+            1 => self.test.name(),
+            n => format!("{} x {n}", self.test.name()),
+        }
+    }
+
+    fn tokens(self) -> usize {
+        self.sequences * self.test.tokens()
+    }
+
+    fn run(
+        self,
+        args: &BenchArgs,
+        executor: &mut Executor,
+        session: &mut Session,
+    ) -> anyhow::Result<bench::Measured> {
+        let (test, repetitions) = (self.test, args.repetitions);
+        if self.sequences == 1 {
+            return Ok(bench::run(executor, session.kv_mut(), test, repetitions)?);
+        }
+        let (tokens, depth) = (test.tokens(), test.depth);
+        let cache = |_| executor.kv_cache(depth + tokens, args.compute.kv_type.into());
+        let mut caches = (0..self.sequences).map(cache).collect::<Result<Vec<_>, _>>()?;
+        Ok(bench::run_together(executor, &mut caches, tokens, depth, repetitions)?)
+    }
+}
+
+fn tests(args: &BenchArgs) -> Vec<Case> {
+    let prompts = args.prompt.iter().map(|&n| (Work::Prompt(n), 1));
+    let generate = |&n| args.sequences.iter().map(move |&sequences| (Work::Generate(n), sequences));
+    let works: Vec<_> = prompts
+        .chain(args.generate.iter().flat_map(generate))
+        .filter(|(work, _)| !matches!(work, Work::Prompt(0) | Work::Generate(0)))
+        .collect();
+    let case = |depth| move |&(work, sequences)| Case { test: Test { work, depth }, sequences };
+    args.depth.iter().flat_map(|&depth| works.iter().map(case(depth))).collect()
 }
 
 fn row(
@@ -166,22 +224,27 @@ fn row(
     checkpoint: &Checkpoint,
     executor: &mut Executor,
     session: &mut Session,
-    test: Test,
+    case: Case,
 ) -> anyhow::Result<Row> {
+    let Case { test, sequences } = case;
     let total = checkpoint.summary().total();
-    let measured = bench::run(executor, session.kv_mut(), test, args.repetitions)?;
+    let measured = case.run(args, executor, session)?;
     let profile = executor.profile().clone();
+    let tokens = (args.repetitions * case.tokens()) as f64;
     let (bytes, roofline) = match test.work {
         // A prompt reads the weights once for many tokens: arithmetic bounds it, in whole numbers where weights are packed.
         Work::Prompt(_) => {
-            let tokens = (args.repetitions * test.tokens()) as f64;
             let arithmetic = profile::packed_arithmetic(&profile) as f64 / tokens;
             let share = measured.median(|r| arithmetic * r.rate / r.ceiling.int8_peak);
             (None, executor.model().is_packed().then_some(share))
         }
         Work::Generate(_) => {
             let kv = test.mean_context() * session.kv_bytes_per_token() as f64;
-            let bytes = total.bytes_per_token as f64 + kv;
+            let bytes = match sequences {
+                1 => total.bytes_per_token as f64 + kv,
+                // Which experts they share is seen only as they are computed.
+                _ => profile::bytes(&profile) / tokens,
+            };
             let share = measured.median(|r| bytes * r.rate / r.ceiling.read_bandwidth);
             (Some(bytes), Some(share))
         }
@@ -191,16 +254,17 @@ fn row(
         model: name,
         size_bytes: total.bytes,
         params: total.weights,
-        backend: backend(executor, test),
+        backend: backend(executor, case),
         threads: measured.threads,
-        test: test.name(),
+        test: case.name(),
+        sequences,
         tokens_per_second: measured.median(|r| r.rate),
         tokens_per_second_all: measured.repetitions.iter().map(|r| r.rate).collect(),
         read_bandwidth: measured.median(|r| r.ceiling.read_bandwidth),
         int8_peak: measured.median(|r| r.ceiling.int8_peak),
         bytes_per_token: bytes,
         roofline,
-        profile: profile::rows(&profile, args.repetitions * test.tokens()),
+        profile: profile::rows(&profile, args.repetitions * case.tokens()),
         barriers_per_token: bytes.map(|_| measured.barriers_per_token),
         waits_per_token: executor.gpu().map(|_| measured.waits_per_token),
         igpu_share: executor.gpu().map(|_| profile::igpu_share(&profile)),
@@ -208,13 +272,10 @@ fn row(
 }
 
 /// What computes a test: "CPU avx512", "CPU avx2 + Intel(R) Arc(TM) Graphics, split=0.4".
-fn backend(executor: &Executor, test: Test) -> String {
+fn backend(executor: &Executor, case: Case) -> String {
     let cpu = format!("CPU {}", executor.isa());
-    let tokens = match test.work {
-        Work::Prompt(n) => n.min(executor.batch()),
-        Work::Generate(_) => 1,
-    };
-    let plan = executor.planner().plan(tokens, test.depth + tokens);
+    let tokens = case.batch(executor);
+    let plan = executor.planner().plan(tokens, case.test.depth + tokens / case.sequences);
     match executor.gpu() {
         Some(gpu) if plan.uses_igpu() => {
             format!("{cpu} + {}, {}", gpu.device().info().name, plan.name())

@@ -71,3 +71,23 @@ fn bench_counts_barriers() {
     let table = bench(&["-t", "2"]);
     assert!(table.lines().next().unwrap().contains("| barriers |"), "{table}");
 }
+
+#[test]
+fn bench_of_several_texts_at_a_time() {
+    let bench = |form| {
+        let output = tandem()
+            .args(["bench", "-p", "8", "-n", "3", "-r", "1", "-c", "64", "-t", "2"])
+            .args(["--sequences", "1,3", "-o", form])
+            .output();
+        stdout(&output.unwrap())
+    };
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&bench("json")).unwrap();
+    let names: Vec<_> = rows.iter().map(|row| row["test"].as_str().unwrap()).collect();
+    assert_eq!(names, ["pp8", "tg3", "tg3 x 3"]);
+    let bytes = |row: usize| rows[row]["bytes_per_token"].as_f64().unwrap();
+    // Dense weights are read once for three tokens, experts as often as they are chosen.
+    assert!(bytes(2) < bytes(1) && 3.0 * bytes(2) > bytes(1), "{} {}", bytes(1), bytes(2));
+    let table = bench("md");
+    assert!(table.lines().next().unwrap().contains("| t/s each |"), "{table}");
+    assert!(bench("csv").lines().nth(3).unwrap().ends_with(",3"));
+}

@@ -11,7 +11,7 @@ use tandem_memory::PackedType;
 use crate::prefetch::{AHEAD, prefetch};
 
 use super::avx2::Avx2;
-use super::{CHAINS, FEW, PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens};
+use super::{CHAINS, PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens};
 
 /// The packed kernels for machines with AVX-512 VNNI. A value is the proof that this machine has it.
 pub(in crate::isa) struct Avx512 {
@@ -41,7 +41,7 @@ impl PackedKernels for Avx512 {
     fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_, 1>) {
         // SAFETY: `self` exists, so the machine has the instructions; of `Tokens` it is known that the number of
         // blocks is right.
-        unsafe { in_batches!(tokens, [tile], dots, 6, 5, 4, 3, 2, 1) }
+        unsafe { in_batches!(tokens, [tile], dots, 8, 7, 6, 5, 4, 3, 2, 1) }
     }
 
     fn pair_dots(&self, tiles: [Tile<'_>; 2], mut tokens: Tokens<'_, '_, 2>) {
@@ -98,8 +98,8 @@ unsafe fn blocks<const BYTES: usize, const N: usize, const T: usize>(
                 std::array::from_fn(|t| x[t].get_unchecked(b)),
             )
         };
-        // 8-bit quants leave little to compute: there it makes no difference.
-        if T <= FEW && BYTES == PackedType::Q4_0.quant_bytes() {
+        // One tile at a time comes from memory.
+        if N == 1 {
             for n in 0..N {
                 prefetch(quants[n], AHEAD);
                 // Two blocks' scales are in one cache line.

@@ -159,18 +159,24 @@ pub(crate) trait PackedKernels: Sync {
         }
     }
 
-    /// Leaves in `sums[tile][token][row]` the dot product of a row of a tile and the activations of a token.
+    /// Leaves in `sums[tile][token][row]` the dot product of a row of a tile and the activations of a token. Tiles that come
+    /// `from_memory` are taken one after the other: that is the order that memory is read in.
     ///
     /// # Panics
     /// When a token has not as many blocks as a tile, or there is not one sum for each.
-    fn dots(&self, tiles: &Tiles<'_>, x: &[&[QuantizedBlock]], sums: &mut [TileSums]) {
+    fn dots(
+        &self,
+        tiles: &Tiles<'_>,
+        from_memory: bool,
+        x: &[&[QuantizedBlock]],
+        sums: &mut [TileSums],
+    ) {
         assert!(x.iter().all(|x| x.len() == tiles.blocks), "blocks of every token");
         assert_eq!(sums.len(), tiles.len() * x.len(), "sums of every tile and token");
         if x.is_empty() {
             return;
         }
-        // Few tokens leave the time to the memory, which one stream of tiles suits best.
-        let together = if x.len() <= FEW { 1 } else { 2 };
+        let together = if from_memory { 1 } else { 2 };
         for (n, sums) in sums.chunks_mut(together * x.len()).enumerate() {
             let first = tiles.tile(together * n);
             match sums.split_at_mut(x.len()) {

@@ -12,6 +12,7 @@ mod few;
 mod many;
 mod store;
 
+use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -44,6 +45,16 @@ pub struct Queries<'a> {
     pub rope: Option<&'a Rope>,
 }
 
+/// One sequence's part of [`attention_all`].
+pub struct Sequence<'a> {
+    /// Its tokens' queries.
+    pub queries: Queries<'a>,
+    /// Its keys and values, up to and including these tokens.
+    pub kv: KvLayer<'a>,
+    /// `[token][head][head_dim]`, as the queries are.
+    pub out: &'a mut [f32],
+}
+
 /// `out = softmax(q k / sqrt(head_dim)) v` for every query head of every token.
 ///
 /// `out` is `[token][head][head_dim]` as the queries are; `kv` holds the sequence up to and including these tokens. Query
@@ -52,7 +63,6 @@ pub struct Queries<'a> {
 ///
 /// # Panics
 /// When the shapes do not fit together, or the window is 0.
-#[allow(unsafe_code)]
 pub fn attention(
     cpu: &Cpu,
     queries: Queries<'_>,
@@ -60,44 +70,45 @@ pub fn attention(
     window: Option<usize>,
     out: &mut [f32],
 ) {
-    let task = Task::new(cpu, queries, kv, window);
-    assert_eq!(out.len(), queries.q.len(), "attention output");
-    let groups = kv.kv_heads() * task.blocks;
-    let (spans, len) = (task.spans, task.part_len());
-    let unfinished: Vec<_> = (0..groups).map(|_| AtomicUsize::new(spans)).collect();
-    let out = Disjoint::new(out);
-    with_scratch([if spans > 1 { groups * spans * len } else { 0 }], |[parts]| {
+    attention_all(cpu, &mut [Sequence { queries, kv, out }], window);
+}
+
+/// [`attention`] of several sequences, each over its own keys and values, in one go. What comes of a sequence does not
+/// depend on the others.
+///
+/// # Panics
+/// As [`attention`].
+pub fn attention_all(cpu: &Cpu, sequences: &mut [Sequence<'_>], window: Option<usize>) {
+    // What takes longest is begun first: see `Task::block`.
+    let mut sequences: Vec<_> = sequences.iter_mut().collect();
+    sequences.sort_by_key(|sequence| Reverse(sequence.queries.q.len() * sequence.kv.len()));
+    let (mut items, mut room) = (0, 0);
+    let tasks: Vec<Task<'_>> = sequences
+        .into_iter()
+        .map(|sequence| {
+            let task = Task::new(cpu, sequence, window, (items, room));
+            (items, room) = (task.items.end, task.room.end);
+            task
+        })
+        .collect();
+    with_scratch([room], |[parts]| {
         let parts = Disjoint::new(parts);
-        cpu.team().for_each_chunk(groups * spans, 1, &|items| {
+        cpu.team().for_each_chunk(items, 1, &|items| {
             for item in items {
-                let (group, span) = (item / spans, item % spans);
-                let block = task.block(group);
-                if spans == 1 {
-                    with_scratch([len], |[part]| {
-                        task.attend(&block, block.keys.clone(), part);
-                        task.join(&block, part, &out);
-                    });
-                    continue;
-                }
-                // SAFETY: every group and span has a place of its own, and is one item.
-                let part = unsafe { parts.part(item * len, len) };
-                task.attend(&block, block.span(span), part);
-                if unfinished[group].fetch_sub(1, Ordering::AcqRel) == 1 {
-                    // SAFETY: all spans of the group are finished, and what their threads wrote is seen here.
-                    let parts = unsafe { parts.part(group * spans * len, spans * len) };
-                    task.join(&block, parts, &out);
-                }
+                let task = &tasks[tasks.partition_point(|task| task.items.end <= item)];
+                task.run(item - task.items.start, &parts);
             }
         });
     });
 }
 
-/// One call's input, and how it is cut.
+/// One sequence's input and output, and how the work is cut: by KV head and block of tokens ("group"), and span of keys.
 struct Task<'a> {
     kernels: &'a dyn AttentionKernels,
     queries: Queries<'a>,
     kv: KvLayer<'a>,
     window: Option<usize>,
+    out: Disjoint<'a, f32>,
     tokens: usize,
     /// Query heads that share a KV head.
     group: usize,
@@ -106,6 +117,12 @@ struct Task<'a> {
     few: bool,
     blocks: usize,
     spans: usize,
+    /// Spans of each group that nobody has finished yet.
+    unfinished: Vec<AtomicUsize>,
+    /// This sequence's numbers among the items of all.
+    items: Range<usize>,
+    /// Where what comes of its spans is kept until they are put together.
+    room: Range<usize>,
 }
 
 /// Some tokens' queries of one KV head.
@@ -135,7 +152,14 @@ struct Part<'a> {
 }
 
 impl<'a> Task<'a> {
-    fn new(cpu: &Cpu, queries: Queries<'a>, kv: KvLayer<'a>, window: Option<usize>) -> Self {
+    /// `first` are its first item and its first number of room.
+    fn new(
+        cpu: &'a Cpu,
+        sequence: &'a mut Sequence<'_>,
+        window: Option<usize>,
+        first: (usize, usize),
+    ) -> Self {
+        let Sequence { queries, kv, ref mut out } = *sequence;
         let (dim, start) = (kv.head_dim(), queries.start);
         let tokens = super::tokens("attention queries", queries.q.len(), queries.heads * dim);
         assert!(
@@ -150,22 +174,56 @@ impl<'a> Task<'a> {
             kv.len()
         );
         assert!(window != Some(0), "attention window of 0");
+        assert_eq!(out.len(), queries.q.len(), "attention output");
         let mut task = Self {
             kernels: cpu.attention(),
             queries,
             kv,
             window,
+            out: Disjoint::new(out),
             tokens,
             group: queries.heads / kv.kv_heads(),
             dim,
             few: tokens == 1 && dim.is_multiple_of(KV_BLOCK),
             blocks: tokens.div_ceil(TOKEN_BLOCK),
             spans: 1,
+            unfinished: Vec::new(),
+            items: 0..0,
+            room: 0..0,
         };
         if task.blocks == 1 {
             task.spans = task.block(0).keys.len().div_ceil(SPAN);
         }
+        let groups = kv.kv_heads() * task.blocks;
+        task.unfinished.resize_with(groups, || AtomicUsize::new(task.spans));
+        task.items = first.0..first.0 + groups * task.spans;
+        let room = if task.spans > 1 { groups * task.spans * task.part_len() } else { 0 };
+        task.room = first.1..first.1 + room;
         task
+    }
+
+    /// Computes one item. `parts` is the room of all sequences.
+    #[allow(unsafe_code)]
+    fn run(&self, item: usize, parts: &Disjoint<'_, f32>) {
+        let (spans, len) = (self.spans, self.part_len());
+        let (group, span) = (item / spans, item % spans);
+        let block = self.block(group);
+        if spans == 1 {
+            with_scratch([len], |[part]| {
+                self.attend(&block, block.keys.clone(), part);
+                self.join(&block, part);
+            });
+            return;
+        }
+        // SAFETY: every sequence's group and span has a place of its own, and is one item.
+        let part = unsafe { parts.part(self.room.start + item * len, len) };
+        self.attend(&block, block.span(span), part);
+        if self.unfinished[group].fetch_sub(1, Ordering::AcqRel) == 1 {
+            let first = self.room.start + group * spans * len;
+            // SAFETY: all spans of the group are finished, and what their threads wrote is seen here.
+            let parts = unsafe { parts.part(first, spans * len) };
+            self.join(&block, parts);
+        }
     }
 
     /// A block by its number. The last tokens come first: they see the most keys, and work is shared out most evenly
@@ -235,7 +293,7 @@ impl<'a> Task<'a> {
 
     /// Puts a block's parts together: numbers relative to a part's largest score are brought to the common one.
     #[allow(unsafe_code)]
-    fn join(&self, block: &Block, parts: &[f32], out: &Disjoint<'_, f32>) {
+    fn join(&self, block: &Block, parts: &[f32]) {
         let (rows, stride, dim) = (self.rows(), self.stride(), self.dim);
         for row in 0..block.tokens.len() * self.group {
             let parts = || {
@@ -246,7 +304,7 @@ impl<'a> Task<'a> {
             };
             let max = parts().map(|(max, ..)| max).fold(f32::MIN, f32::max);
             // SAFETY: every query is in one block, and a block is joined once.
-            let out = unsafe { out.part(self.query(block, row) * dim, dim) };
+            let out = unsafe { self.out.part(self.query(block, row) * dim, dim) };
             out.fill(0.0);
             let mut total = 0.0;
             for (part_max, sum, mixed) in parts() {

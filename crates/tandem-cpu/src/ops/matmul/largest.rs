@@ -51,6 +51,9 @@ impl<'a> Largest<'a> {
 
     /// Takes in results of the rows from `first` on.
     pub fn offer(&self, first: usize, results: &[f32]) {
+        if self.count == 0 {
+            return;
+        }
         let floor = f32::from_bits(self.floor.load(atomic::Ordering::Relaxed));
         for (row, &result) in (first..).zip(results) {
             // Row numbers are ids of tokens, which are 32 bits wide.
@@ -66,7 +69,7 @@ impl<'a> Largest<'a> {
         // Adding 0 turns -0 into 0, which it equals.
         kept.push((result + 0.0, row));
         // Sorting out the smaller ones now and then costs less than keeping order.
-        if self.count > 0 && kept.len() >= 2 * self.count {
+        if kept.len() >= 2 * self.count {
             kept.select_nth_unstable_by(self.count - 1, larger_first);
             kept.truncate(self.count);
             self.floor.store(kept[self.count - 1].0.to_bits(), atomic::Ordering::Relaxed);

@@ -66,7 +66,8 @@ pub(super) fn run(
         *x = input.quantized_row(tokens.start + i / planes, i % planes);
     }
     let blocks = weights.layout().blocks();
-    let (step, most) = if x_rows <= FEW {
+    let few = x_rows <= FEW;
+    let (step, most) = if few {
         (rows.len().next_multiple_of(TILE_ROWS), FEW)
     } else {
         (tiles_at_a_time(weights.cols()) * TILE_ROWS, kernels.batch())
@@ -84,7 +85,7 @@ pub(super) fn run(
                 let batch = tokens.start + batch.start..tokens.start + batch.end;
                 output.expect(batch.clone(), rows.clone());
                 let sums = &mut sums[..tiles.len() * x.len()];
-                kernels.dots(&tiles, x, sums);
+                kernels.dots(&tiles, few, x, sums);
                 for (n, token) in batch.enumerate() {
                     let row = &mut row[..tiles.len() * TILE_ROWS];
                     collect(sums, x.len(), n * planes..(n + 1) * planes, row);

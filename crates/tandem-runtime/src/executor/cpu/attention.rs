@@ -1,11 +1,11 @@
 //! `x += Attn(LN1(x))`.
 
-use tandem_cpu::ops::{self, Precision, Product, Queries};
+use tandem_cpu::ops::{self, Precision, Product, Queries, Sequence};
 use tandem_model::catalogue::LayerTensor as L;
 
 use super::Activated;
 use crate::error::Result;
-use crate::executor::pass::{Pass, attention_cost};
+use crate::executor::pass::Pass;
 use crate::profile::Operation;
 
 impl Pass<'_> {
@@ -37,18 +37,19 @@ impl Pass<'_> {
     pub(super) fn attention_compute(&mut self, layer: usize) -> Result<()> {
         let config = self.model.config();
         let acts = &mut *self.activations;
-        let start = self.batch.start;
-        ops::store_kv(self.cpu, self.kv, layer, start, (&acts.k, &acts.v), self.rope)?;
-        let q = &acts.q[..];
-        let queries = Queries { q, heads: config.n_heads, start, rope: Some(self.rope) };
-        ops::attention(
-            self.cpu,
-            queries,
-            self.kv.layer(layer),
-            config.sliding_window,
-            &mut acts.mixed,
-        );
-        let (bytes, arithmetic) = attention_cost(config, self.batch, self.kv);
+        let mut mixed = &mut acts.mixed[..];
+        let mut sequences = Vec::with_capacity(self.batch.parts.len());
+        for (part, kv) in self.batch.parts.iter().zip(&mut *self.caches) {
+            let (start, rows) = (part.start, part.rows(config.kv_dim()));
+            let (k, v) = (&acts.k[rows.clone()], &acts.v[rows]);
+            ops::store_kv(self.cpu, kv, layer, start, (k, v), self.rope)?;
+            let q = &acts.q[part.rows(config.q_dim())];
+            let queries = Queries { q, heads: config.n_heads, start, rope: Some(self.rope) };
+            let out = mixed.split_off_mut(..q.len()).unwrap_or_default();
+            sequences.push(Sequence { queries, kv: kv.layer(layer), out });
+        }
+        ops::attention_all(self.cpu, &mut sequences, config.sliding_window);
+        let (bytes, arithmetic) = self.batch.attention_cost(config, self.caches[0]);
         self.profile.lap_with(Operation::AttentionCompute, bytes, arithmetic);
         Ok(())
     }

@@ -14,13 +14,14 @@ impl Pass<'_> {
     pub(super) fn embedding(&mut self) {
         let embedding = self.model.matrix(TensorId::TokenEmbedding);
         let rows = self.activations.x.chunks_exact_mut(embedding.cols());
-        for (x, &id) in rows.zip(self.batch.ids) {
+        for (x, &id) in rows.zip(&self.batch.ids) {
             embedding.decode_row(id as usize, x);
         }
         self.profile.lap(Operation::Embedding);
     }
 
-    /// Of the tokens whose logits are wanted; they come first in `normed` then.
+    /// Of the tokens whose logits are wanted; they come first in `normed` then, and in the residual stream, which nobody
+    /// needs any more.
     pub(super) fn final_layernorm(&mut self) {
         let norm = LayerNorm {
             weight: self.model.vector(TensorId::OutputNormWeight),
@@ -28,17 +29,22 @@ impl Pass<'_> {
             eps: self.model.config().layer_norm_eps,
         };
         let lm_head = [self.model.matrix(TensorId::LmHeadWeight)];
-        let numbers = self.wanted_numbers();
+        let count = self.wanted_numbers();
         let acts = &mut *self.activations;
-        let normed = &mut acts.normed[..numbers.len()];
-        self.input.norm(self.cpu, norm, &acts.x[numbers], normed, &lm_head);
+        let mut end = 0;
+        for rows in self.batch.wanted_rows(self.model.config().hidden_size) {
+            let count = rows.len();
+            acts.x.copy_within(rows, end);
+            end += count;
+        }
+        self.input.norm(self.cpu, norm, &acts.x[..count], &mut acts.normed[..count], &lm_head);
         self.profile.lap(Operation::FinalLayernorm);
     }
 
     pub(super) fn lm_head(&mut self) {
         let lm_head = self.model.matrix(TensorId::LmHeadWeight);
         let bias = Some(self.model.vector(TensorId::LmHeadBias));
-        let count = self.wanted_numbers().len();
+        let count = self.wanted_numbers();
         let acts = &mut *self.activations;
         let normed = (Activated::Normed, &acts.normed[..count]);
         let input = self.input.of(self.cpu, normed, &[lm_head], Precision::Bits8);
@@ -74,9 +80,8 @@ impl Pass<'_> {
         });
     }
 
-    /// Which numbers of the residual stream are those of the tokens whose logits are wanted.
-    pub(in crate::executor) fn wanted_numbers(&self) -> std::ops::Range<usize> {
-        let (wanted, width) = (&self.batch.wanted, self.model.config().hidden_size);
-        wanted.start * width..wanted.end * width
+    /// How many numbers of the residual stream are those of the tokens whose logits are wanted.
+    pub(in crate::executor) fn wanted_numbers(&self) -> usize {
+        self.batch.n_wanted() * self.model.config().hidden_size
     }
 }

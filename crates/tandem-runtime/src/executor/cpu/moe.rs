@@ -21,14 +21,22 @@ impl Pass<'_> {
         self.profile.lap(Operation::MoeLayernorm);
     }
 
-    /// The router is kept in f32 and chooses from exact activations.
+    /// The router is kept in f32 and chooses from exact activations. Sums in f32 are added up in another order where there
+    /// are several tokens; so each sequence has a product of its own, lest others tip a choice that is close.
     pub(super) fn router_logits(&mut self, layer: usize) {
         let router = self.model.layer(layer).matrix(L::RouterWeight);
         let acts = &mut *self.activations;
-        let input = ops::Input::exact(&acts.normed);
-        let mut product = [Product::new(router, None, input, &mut acts.router)];
-        ops::matmul_all(self.cpu, &mut product);
-        self.profile.products(Operation::RouterLogits, &product);
+        let mut logits = &mut acts.router[..];
+        let mut products = Vec::with_capacity(self.batch.parts.len());
+        for part in &self.batch.parts {
+            let input = ops::Input::exact(&acts.normed[part.rows(router.cols())]);
+            let out = logits.split_off_mut(..part.len() * router.rows()).unwrap_or_default();
+            products.push(Product::new(router, None, input, out));
+        }
+        ops::matmul_all(self.cpu, &mut products);
+        // However many products: the weights come from memory once.
+        let multiplications: usize = products.iter().map(Product::multiplications).sum();
+        self.profile.lap_with(Operation::RouterLogits, router.n_bytes(), 2 * multiplications);
     }
 
     pub(super) fn expert_selection(&mut self, layer: usize) {

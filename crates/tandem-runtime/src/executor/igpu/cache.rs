@@ -10,7 +10,19 @@ use tandem_memory::KvCache;
 
 use super::lent::LentCache;
 
-/// What a GPU with memory of its own knows of the newest cache it has seen.
+/// Puts copies into the order of some caches: each cache's own where there is one, else one that is not of these.
+pub(super) fn assign(copies: &mut Vec<CacheCopy>, caches: &[&mut KvCache]) {
+    let own: Vec<Option<CacheCopy>> = caches
+        .iter()
+        .map(|kv| copies.iter().position(|copy| copy.knows(kv)).map(|index| copies.remove(index)))
+        .collect();
+    let others = std::mem::take(copies);
+    let mut others = others.into_iter();
+    copies.extend(own.into_iter().map(|own| own.or_else(|| others.next()).unwrap_or_default()));
+    copies.extend(others);
+}
+
+/// What a GPU with memory of its own knows of a cache.
 #[derive(Default)]
 pub(super) struct CacheCopy {
     bytes: Option<GpuVec<u8>>,
@@ -19,6 +31,11 @@ pub(super) struct CacheCopy {
 }
 
 impl CacheCopy {
+    /// Whether something of this cache, as it is, is here.
+    fn knows(&self, kv: &KvCache) -> bool {
+        self.layers.iter().zip(0..kv.layers()).any(|(&(stamp, _), layer)| stamp == kv.stamp(layer))
+    }
+
     /// Brings what the GPU lacks of a layer's first `positions`.
     pub(super) fn bring(
         &mut self,

@@ -8,17 +8,17 @@ use tandem_model::config::EXPERTS_PER_TOKEN;
 
 use super::{Igpu, of_layer};
 use crate::error::Result;
-use crate::executor::pass::{Batch, attention_cost};
+use crate::executor::batch::Batch;
 use crate::model::Model;
 use crate::plan::Step;
 use crate::profile::{Operation as Op, Profile};
 use tandem_model::TensorId;
 
 /// Bytes of weights, keys and values that a step reads, and its arithmetic. Of experts as many are read as the tokens
-/// can choose at most: the choice itself may be the GPU's, and with one token it is no less.
+/// can choose at most: the choice itself may be the GPU's, and with one token it is no less. `kv` is any of the caches.
 pub(in crate::executor) fn cost(
     model: &Model,
-    batch: &Batch<'_>,
+    batch: &Batch,
     kv: &KvCache,
     step: Step,
 ) -> (usize, usize) {
@@ -44,12 +44,12 @@ pub(in crate::executor) fn cost(
     };
     match step.operation {
         Op::AttentionQkvProj => of_layer(&[L::QWeight, L::KWeight, L::VWeight]),
-        Op::AttentionCompute => attention_cost(config, batch, kv),
+        Op::AttentionCompute => batch.attention_cost(config, kv),
         Op::AttentionOutputProj => of_layer(&[L::OWeight]),
         Op::RouterLogits => of_layer(&[L::RouterWeight]),
         Op::ExpertFfnW1 => experts(&[L::ExpertGate(0), L::ExpertUp(0)]),
         Op::ExpertFfnW2 => experts(&[L::ExpertDown(0)]),
-        Op::LmHead => dense(&[TensorId::LmHeadWeight], batch.wanted.len()),
+        Op::LmHead => dense(&[TensorId::LmHeadWeight], batch.n_wanted()),
         _ => (0, 0),
     }
 }

@@ -29,8 +29,8 @@ pub(super) struct Lent<'scope> {
     pub(super) best: Option<RegionMut<'scope, u32>>,
     /// Room for what attention makes of each span of keys.
     pub(super) spans: RegionMut<'scope, f32>,
-    /// Only where there is attention to compute.
-    pub(super) kv: Option<LentCache<'scope>>,
+    /// One for each sequence, where there is attention to compute.
+    pub(super) caches: Vec<LentCache<'scope>>,
 }
 
 /// A KV cache.
@@ -46,7 +46,7 @@ impl<'scope> Lent<'scope> {
         scope: &'scope Scope<'scope, '_>,
         acts: &'scope mut Activations,
         spans: &'scope mut GpuVec<f32>,
-        kv: Option<LentCache<'scope>>,
+        caches: Vec<LentCache<'scope>>,
     ) -> Result<Self> {
         let wanted = !acts.logits.is_empty();
         Ok(Self {
@@ -68,7 +68,7 @@ impl<'scope> Lent<'scope> {
             logits: wanted.then(|| acts.logits.lend_mut(scope)).transpose()?,
             best: wanted.then(|| acts.best.lend_mut(scope)).transpose()?,
             spans: scope.vec_mut(spans)?,
-            kv,
+            caches,
         })
     }
 }

@@ -21,7 +21,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::plan::Step;
 use crate::profile::Operation;
-use cache::CacheCopy;
+use cache::{CacheCopy, assign};
 pub(super) use cost::cost;
 use lent::Lent;
 pub(super) use products::Products;
@@ -36,8 +36,8 @@ pub(super) struct Igpu {
     room: Room,
     /// Why it does not compute an operation, by operation.
     refused: [Option<String>; Operation::ALL.len()],
-    /// The KV cache, where memory is not shared.
-    cache: CacheCopy,
+    /// Of the newest pass's KV caches, where memory is not shared.
+    copies: Vec<CacheCopy>,
     /// Whether times of kernels are kept.
     recording: bool,
 }
@@ -71,7 +71,7 @@ impl Igpu {
             Operation::AttentionCompute => ops::attention_heads_fault(heads(config)),
             _ => missing_kernels(model, operation),
         });
-        Ok(Self { gpu, weights, room, refused, cache: CacheCopy::default(), recording: false })
+        Ok(Self { gpu, weights, room, refused, copies: Vec::new(), recording: false })
     }
 
     pub(super) fn gpu(&self) -> &Gpu {
@@ -112,11 +112,17 @@ impl Igpu {
 }
 
 impl Room {
-    /// Makes room for attention over a cache.
-    fn fit(&mut self, gpu: &Gpu, config: &PhimoeConfig, kv: &KvCache) -> tandem_gpu::Result<()> {
-        if kv.capacity() > self.capacity {
-            self.spans = ops::attention_spans(gpu, heads(config), kv.capacity())?;
-            self.capacity = kv.capacity();
+    /// Makes room for attention over each of some caches, one after the other.
+    fn fit(
+        &mut self,
+        gpu: &Gpu,
+        config: &PhimoeConfig,
+        caches: &[&mut KvCache],
+    ) -> tandem_gpu::Result<()> {
+        let capacity = caches.iter().map(|kv| kv.capacity()).max().unwrap_or(0);
+        if capacity > self.capacity {
+            self.spans = ops::attention_spans(gpu, heads(config), capacity)?;
+            self.capacity = capacity;
         }
         Ok(())
     }
@@ -139,26 +145,34 @@ impl Pass<'_> {
         if own_memory {
             self.activations.upload(&igpu.gpu)?;
         }
+        if attends {
+            assign(&mut igpu.copies, self.caches);
+        }
         for &layer in &attended {
-            if own_memory {
-                igpu.cache.bring(&igpu.gpu, self.kv, layer, batch.start)?;
+            let caches = batch.parts.iter().zip(&mut *self.caches).zip(&mut igpu.copies);
+            for ((part, kv), copy) in caches {
+                if own_memory {
+                    copy.bring(&igpu.gpu, kv, layer, part.start)?;
+                }
+                kv.claim(layer, part.start, part.len())?;
             }
-            self.kv.claim(layer, batch.start, batch.ids.len())?;
         }
         for &step in steps {
-            let (bytes, arithmetic) = cost(model, batch, self.kv, step);
+            let (bytes, arithmetic) = cost(model, batch, self.caches[0], step);
             self.profile.given_to_gpu(step.operation, bytes, arithmetic);
         }
-        igpu.room.fit(&igpu.gpu, model.config(), self.kv)?;
-        let (kv, activations) = (&mut *self.kv, &mut *self.activations);
+        igpu.room.fit(&igpu.gpu, model.config(), self.caches)?;
+        let (caches, activations) = (&mut *self.caches, &mut *self.activations);
         let (profile, mut marks) = (&mut *self.profile, Vec::with_capacity(steps.len()));
-        let Igpu { gpu, weights, room: Room { quantized, spans, .. }, cache, .. } = &mut *igpu;
+        let Igpu { gpu, weights, room: Room { quantized, spans, .. }, copies, .. } = &mut *igpu;
         let first = gpu.launches();
         gpu.scope(|scope| {
             let (weights, room) = (weights.lend(scope, model)?, quantized.lend(scope)?);
             let products = Products::new(scope, weights, room);
-            let kv = attends.then(|| cache.lend(scope, kv)).transpose()?;
-            let lent = Lent::new(scope, activations, spans, kv)?;
+            let attended = if attends { caches } else { &mut [] };
+            let caches = attended.iter_mut().zip(copies).map(|(kv, copy)| copy.lend(scope, kv));
+            let lent =
+                Lent::new(scope, activations, spans, caches.collect::<tandem_gpu::Result<_>>()?)?;
             let mut enqueue = Enqueue::new(scope, model.config(), products, lent, batch);
             for &step in steps {
                 enqueue.step(step)?;
@@ -173,8 +187,10 @@ impl Pass<'_> {
         self.input.clear();
         if own_memory {
             for layer in attended {
-                let positions = batch.start..batch.end();
-                igpu.cache.bring_back(&igpu.gpu, self.kv, layer, positions)?;
+                let caches = batch.parts.iter().zip(&mut *self.caches).zip(&mut igpu.copies);
+                for ((part, kv), copy) in caches {
+                    copy.bring_back(&igpu.gpu, kv, layer, part.start..part.end())?;
+                }
             }
             self.activations.download_results(&igpu.gpu, last.operation)?;
         }

@@ -9,8 +9,9 @@ use super::heads;
 use super::lent::Lent;
 use super::products::Products;
 use super::weights::{Expert, Matrix, of_layer};
+use crate::executor::activations::ANGLE;
+use crate::executor::batch::Batch;
 use crate::executor::cpu::Activated;
-use crate::executor::pass::Batch;
 use crate::plan::Step;
 use crate::profile::Operation as Op;
 
@@ -20,7 +21,7 @@ pub(super) struct Enqueue<'a, 'scope, 'env> {
     config: &'a PhimoeConfig,
     products: Products<'scope, 'env>,
     lent: Lent<'scope>,
-    batch: &'a Batch<'a>,
+    batch: &'a Batch,
 }
 
 impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
@@ -29,7 +30,7 @@ impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
         config: &'a PhimoeConfig,
         products: Products<'scope, 'env>,
         lent: Lent<'scope>,
-        batch: &'a Batch<'a>,
+        batch: &'a Batch,
     ) -> Self {
         Self { scope, config, products, lent, batch }
     }
@@ -86,13 +87,18 @@ impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
     }
 
     fn attention_compute(&mut self, layer: usize) -> Result<()> {
-        let (scope, lent, start) = (self.scope, &self.lent, self.batch.start);
-        let Some(cache) = &lent.kv else { panic!("attention without keys and values") };
-        let [keys, values] = cache.layer(layer);
-        let kv = KvRegion::new(scope, heads(self.config), cache.kind, keys, values)?;
-        kv.rope_and_write(scope, &lent.angles, &lent.q, &lent.k, &lent.v, start)?;
-        let window = self.config.sliding_window;
-        kv.attention(scope, &lent.q, start, window, &lent.spans, &lent.mixed)
+        let (scope, lent, config) = (self.scope, &self.lent, self.config);
+        for (part, cache) in self.batch.parts.iter().zip(&lent.caches) {
+            let (queries, keys) = (part.rows(config.q_dim()), part.rows(config.kv_dim()));
+            let [q, mixed] = [&lent.q, &lent.mixed].map(|all| all.slice_mut(queries.clone()));
+            let [k, v] = [&lent.k, &lent.v].map(|all| all.slice_mut(keys.clone()));
+            let angles = lent.angles.slice(part.rows(ANGLE * config.head_dim / 2));
+            let [keys, values] = cache.layer(layer);
+            let kv = KvRegion::new(scope, heads(config), cache.kind, keys, values)?;
+            kv.rope_and_write(scope, &angles, &q, &k, &v, part.start)?;
+            kv.attention(scope, &q, part.start, config.sliding_window, &lent.spans, &mixed)?;
+        }
+        Ok(())
     }
 
     fn attention_output_proj(&mut self, layer: usize) -> Result<()> {
@@ -148,10 +154,14 @@ impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
         self.products.clear();
         let [weight, bias] = [TensorId::OutputNormWeight, TensorId::OutputNormBias]
             .map(|id| self.products.weights.vector(id));
-        let (wanted, width) = (&self.batch.wanted, self.config.hidden_size);
-        let x = self.lent.x.slice(wanted.start * width..wanted.end * width);
-        let eps = self.config.layer_norm_eps;
-        layer_norm(self.scope, &x, &weight, &bias, eps, &self.wanted_normed())
+        let (lent, eps) = (&self.lent, self.config.layer_norm_eps);
+        let mut end = 0;
+        for rows in self.batch.wanted_rows(self.config.hidden_size) {
+            let out = lent.normed.slice_mut(end..end + rows.len());
+            end += rows.len();
+            layer_norm(self.scope, &lent.x.slice(rows), &weight, &bias, eps, &out)?;
+        }
+        Ok(())
     }
 
     fn lm_head(&mut self) -> Result<()> {
@@ -166,7 +176,7 @@ impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
 
     /// What the last LayerNorm made of the tokens whose logits are wanted.
     fn wanted_normed(&self) -> RegionMut<'scope, f32> {
-        let count = self.batch.wanted.len() * self.config.hidden_size;
+        let count = self.batch.n_wanted() * self.config.hidden_size;
         self.lent.normed.slice_mut(0..count)
     }
 

@@ -23,6 +23,10 @@ pub(super) fn markdown(rows: &[Row]) -> String {
         "roofline",
         "barriers",
     ];
+    let with_several = rows.iter().any(|r| r.sequences > 1);
+    if with_several {
+        header.push("t/s each");
+    }
     if with_gpu {
         header.extend(["waits", "GPU"]);
     }
@@ -46,13 +50,16 @@ pub(super) fn markdown(rows: &[Row]) -> String {
             r.roofline.map_or_else(String::new, |share| format!("{:.0} %", 100.0 * share)),
             r.barriers_per_token.map_or_else(String::new, |count| format!("{count:.0}")),
         ];
+        if with_several {
+            cells.push(format!("{:.2}", r.tokens_per_second / r.sequences as f64));
+        }
         if with_gpu {
             cells.push(r.waits_per_token.map_or_else(String::new, |count| format!("{count:.1}")));
             cells.push(r.igpu_share.map_or_else(String::new, |s| format!("{:.0} %", 100.0 * s)));
         }
         table.add_row(cells);
     }
-    for column in [1, 2, 4, 6, 7, 8, 9, 10, 11, 12] {
+    for column in [1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 13] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -63,7 +70,7 @@ pub(super) fn markdown(rows: &[Row]) -> String {
 /// All columns, whatever takes part.
 pub(super) fn csv(rows: &[Row]) -> String {
     let mut text = "model,size_bytes,params,backend,threads,test,tokens_per_second,read_bandwidth,\
-                    int8_peak,roofline,barriers_per_token,waits_per_token,igpu_share\n"
+                    int8_peak,roofline,barriers_per_token,waits_per_token,igpu_share,sequences\n"
         .to_owned();
     for r in rows {
         let share = r.roofline.map_or_else(String::new, |share| format!("{share:.4}"));
@@ -73,7 +80,7 @@ pub(super) fn csv(rows: &[Row]) -> String {
         // Names of files and devices may have commas.
         let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
         text += &format!(
-            "{},{},{},{},{},{},{:.3},{:.0},{:.0},{share},{barriers},{waits},{igpu}\n",
+            "{},{},{},{},{},{},{:.3},{:.0},{:.0},{share},{barriers},{waits},{igpu},{}\n",
             quoted(&r.model),
             r.size_bytes,
             r.params,
@@ -82,7 +89,8 @@ pub(super) fn csv(rows: &[Row]) -> String {
             r.test,
             r.tokens_per_second,
             r.read_bandwidth,
-            r.int8_peak
+            r.int8_peak,
+            r.sequences
         );
     }
     text.trim_end().to_owned()

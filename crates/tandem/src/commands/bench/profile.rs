@@ -48,13 +48,18 @@ pub(super) fn rows(profile: &Profile, tokens: usize) -> Vec<Row> {
     Operation::ALL.map(row).into()
 }
 
+/// Bytes that were read, by both devices.
+pub(super) fn bytes(profile: &Profile) -> f64 {
+    sum(profile, |cost| cost.bytes + cost.gpu_bytes)
+}
+
 /// The GPU's share of the bytes that were read.
 pub(super) fn igpu_share(profile: &Profile) -> f64 {
-    let sum = |bytes: fn(&Cost) -> u64| -> f64 {
-        Operation::ALL.iter().map(|&operation| bytes(&profile.cost(operation)) as f64).sum()
-    };
-    let (cpu, gpu) = (sum(|cost| cost.bytes), sum(|cost| cost.gpu_bytes));
-    gpu / (cpu + gpu)
+    sum(profile, |cost| cost.gpu_bytes) / bytes(profile)
+}
+
+fn sum(profile: &Profile, bytes: fn(&Cost) -> u64) -> f64 {
+    Operation::ALL.iter().map(|&operation| bytes(&profile.cost(operation)) as f64).sum()
 }
 
 /// Additions and multiplications on 8-bit numbers: all but those of attention and the router, which compute in f32.

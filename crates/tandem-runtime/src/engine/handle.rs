@@ -1,0 +1,113 @@
+//! The two ends of a text: whoever asked for it, and the engine.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+use crate::error::{Result, RuntimeError};
+use crate::text::{Generated, Request};
+
+/// What happens to a text.
+#[derive(Debug)]
+pub enum Event {
+    /// It goes on.
+    Tokens {
+        /// Ids that were chosen.
+        ids: Vec<u32>,
+        /// The text that they complete: it may lag behind, where a character or what may be a stop string is not complete.
+        text: String,
+    },
+    /// It has ended. Nothing comes after this.
+    Finished(Generated),
+    /// It could not go on. Nothing comes after this.
+    Failed(Arc<RuntimeError>),
+}
+
+/// A text that was asked for. When it is dropped, the text ends.
+#[derive(Debug)]
+pub struct Handle {
+    events: Receiver<Event>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Handle {
+    /// Waits for the next event; `None` after the last one, or when the engine has stopped.
+    pub fn next_event(&self) -> Option<Event> {
+        self.events.recv().ok()
+    }
+
+    /// As [`Self::next_event`], for so long at most.
+    ///
+    /// # Errors
+    /// Where nothing happened.
+    pub fn next_event_within(&self, time: Duration) -> Result<Option<Event>, RecvTimeoutError> {
+        match self.events.recv_timeout(time) {
+            Ok(event) => Ok(Some(event)),
+            Err(RecvTimeoutError::Disconnected) => Ok(None),
+            Err(timeout) => Err(timeout),
+        }
+    }
+
+    /// Ends the text soon, with [`FinishReason::Cancelled`](crate::FinishReason::Cancelled).
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// Where the text could not go on, or the engine has stopped.
+    pub fn wait(self) -> Result<Generated, Arc<RuntimeError>> {
+        loop {
+            match self.next_event() {
+                Some(Event::Tokens { .. }) => {}
+                Some(Event::Finished(generated)) => return Ok(generated),
+                Some(Event::Failed(error)) => return Err(error),
+                None => return Err(Arc::new(RuntimeError::EngineStopped)),
+            }
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+/// The engine's end.
+pub(super) struct Job {
+    pub(super) prompt: Vec<u32>,
+    pub(super) request: Request,
+    pub(super) reply: Reply,
+}
+
+/// Where a text's events go.
+pub(super) struct Reply {
+    events: Sender<Event>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Reply {
+    pub(super) fn send(&self, event: Event) {
+        // Nobody listens any more: then the text has been cancelled too.
+        let _ = self.events.send(event);
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// What tells whether the text has been cancelled.
+    pub(super) fn cancelled(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.cancelled)
+    }
+}
+
+pub(super) fn channel(prompt: Vec<u32>, request: Request) -> (Handle, Job) {
+    let (sender, events) = std::sync::mpsc::channel();
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let reply = Reply { events: sender, cancelled: Arc::clone(&cancelled) };
+    (Handle { events, cancelled }, Job { prompt, request, reply })
+}

@@ -1,0 +1,329 @@
+//! How a text is read and written, step by step; several texts take their steps together.
+
+use std::time::Instant;
+
+use tandem_cpu::ops::Largest;
+use tandem_memory::KvCache;
+use tandem_model::tokenizer::Tokenizer;
+
+use super::output::{Listener, Output};
+use super::{FinishReason, Generated, Request};
+use crate::error::{Result, RuntimeError};
+use crate::executor::{Executor, LogitsFor, Segment};
+use crate::lookup::Lookup;
+use crate::sampling::Sampler;
+
+/// Tokens whose keys and values are in a cache.
+pub(crate) struct Context {
+    pub(crate) kv: KvCache,
+    pub(crate) ids: Vec<u32>,
+}
+
+impl Context {
+    /// Of an empty cache.
+    pub(crate) fn new(kv: KvCache) -> Self {
+        Self { kv, ids: Vec::new() }
+    }
+
+    /// Tokens that there is room for.
+    pub(crate) fn capacity(&self) -> usize {
+        self.kv.capacity()
+    }
+
+    /// Tokens that a prompt has in common with what is there, without its last one, whose logits are needed.
+    pub(crate) fn common(&self, prompt: &[u32]) -> usize {
+        let common = self.ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        common.min(prompt.len().saturating_sub(1))
+    }
+
+    /// Forgets what comes after so many tokens.
+    fn truncate(&mut self, len: usize) {
+        self.ids.truncate(len);
+        self.kv.truncate(len);
+    }
+}
+
+/// Tokens of one text that go through the model next.
+pub(crate) struct Step {
+    ids: Vec<u32>,
+    /// How many of them, at the end, are guesses.
+    drafted: usize,
+    wanted: LogitsFor,
+}
+
+impl Step {
+    /// How many tokens.
+    pub(crate) fn len(&self) -> usize {
+        self.ids.len()
+    }
+}
+
+/// A text that is read and then written.
+pub(crate) struct Generation<'a> {
+    tokenizer: &'a Tokenizer,
+    prompt: Vec<u32>,
+    sampler: Sampler,
+    lookup: Lookup,
+    max_tokens: usize,
+    stop_ids: Vec<u32>,
+    output: Output<'a>,
+    ended: bool,
+    begun: Instant,
+    /// When the whole prompt had been read.
+    read: Option<Instant>,
+    /// Times and the text are filled in at the end.
+    generated: Generated,
+}
+
+impl<'a> Generation<'a> {
+    /// A text that goes on after `prompt`. What `context` has in common with it is kept there, and nothing else.
+    ///
+    /// # Errors
+    /// Where the prompt is empty or too long, or a parameter is out of range.
+    pub(crate) fn new(
+        context: &mut Context,
+        tokenizer: &'a Tokenizer,
+        prompt: Vec<u32>,
+        request: &Request,
+        listener: Listener<'a>,
+    ) -> Result<Self> {
+        let begun = Instant::now();
+        let sampler = Sampler::new(request.sampling.clone())?;
+        check_prompt(&prompt, context.capacity())?;
+        let cached_tokens = context.common(&prompt);
+        context.truncate(cached_tokens);
+        Ok(Self {
+            tokenizer,
+            sampler,
+            lookup: Lookup::new(request.lookup),
+            max_tokens: request.max_tokens.unwrap_or(usize::MAX),
+            stop_ids: request.stop_ids.clone(),
+            output: Output::new(tokenizer, &prompt, request, listener),
+            ended: false,
+            begun,
+            read: None,
+            generated: Generated {
+                finish: FinishReason::Length,
+                cached_tokens,
+                ..Generated::unread(prompt.len())
+            },
+            prompt,
+        })
+    }
+
+    /// Whether some of the prompt has not been read.
+    pub(crate) fn is_reading(&self) -> bool {
+        self.read.is_none()
+    }
+
+    /// Whether nothing comes after what there is.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Tokens of the prompt.
+    #[cfg(test)]
+    pub(crate) fn prompt_tokens(&self) -> usize {
+        self.prompt.len()
+    }
+
+    /// The ids that were chosen so far, without the stop id.
+    pub(crate) fn ids(&self) -> &[u32] {
+        &self.generated.ids
+    }
+
+    /// The text so far.
+    pub(crate) fn text(&self) -> &str {
+        &self.output.text
+    }
+
+    /// What comes next, of at most so many tokens; none at the end.
+    pub(crate) fn next_step(&mut self, context: &Context, most: usize) -> Option<Step> {
+        self.ended |= self.is_reading() && self.output.poll();
+        if self.ended {
+            return None;
+        }
+        let known = context.ids.len();
+        if self.is_reading() {
+            let end = known.saturating_add(most).min(self.prompt.len());
+            let ids = self.prompt[known..end].to_vec();
+            let wanted = if end == self.prompt.len() { LogitsFor::Last } else { LogitsFor::None };
+            return Some(Step { ids, drafted: 0, wanted });
+        }
+        // The newest token is not in the cache yet; drafts come after it, and one more token after those.
+        let newest = self.generated.ids.last().copied()?;
+        let room = (context.capacity() - known - 1).min(most - 1);
+        let left = self.max_tokens - self.generated.ids.len() - 1;
+        let mut ids = self.lookup.draft(&context.ids, newest, room.min(left));
+        ids.insert(0, newest);
+        let drafted = ids.len() - 1;
+        Some(Step { ids, drafted, wanted: LogitsFor::All })
+    }
+
+    /// A step's tokens have gone through the model: chooses the token after the last that is no guess; and as long as that
+    /// is the one guessed, the next. What was guessed wrong is forgotten.
+    ///
+    /// The tokens chosen are those that would be chosen one by one: every choice looks at the logits after the tokens
+    /// that were chosen before it, and takes one draw of random numbers.
+    fn take(&mut self, context: &mut Context, step: &Step, rows: &[Row<'_>]) -> Result<()> {
+        let (sure, guesses) = step.ids.split_at(step.ids.len() - step.drafted);
+        context.ids.extend_from_slice(sure);
+        if self.is_reading() {
+            self.generated.computed_tokens += sure.len();
+        }
+        if step.wanted == LogitsFor::None {
+            return Ok(());
+        }
+        let mut chosen: Vec<u32> = Vec::with_capacity(rows.len());
+        for row in rows {
+            let id = self.choose(row, &context.ids)?;
+            chosen.push(id);
+            context.ids.push(id);
+            if guesses.get(chosen.len() - 1) != Some(&id) {
+                break;
+            }
+        }
+        // The last one has not gone through the model.
+        context.truncate(context.ids.len() - 1);
+        if self.is_reading() {
+            self.read = Some(Instant::now());
+        } else {
+            self.count(step.drafted, chosen.len());
+        }
+        self.write(&chosen, context.ids.len() == context.capacity());
+        Ok(())
+    }
+
+    fn choose(&mut self, row: &Row<'_>, before: &[u32]) -> Result<u32> {
+        if self.sampler.choices().is_some() {
+            self.sampler.sample_of(&row.most_likely)
+        } else {
+            let tokenizer = self.tokenizer;
+            self.sampler.sample(row.logits, before, |id| tokenizer.has_token(id))
+        }
+    }
+
+    /// Tokens were chosen after some guesses.
+    fn count(&mut self, drafted: usize, chosen: usize) {
+        let accepted = chosen - 1;
+        self.lookup.learn(drafted, accepted);
+        self.generated.decoded_tokens += chosen;
+        self.generated.drafted_tokens += drafted;
+        self.generated.accepted_tokens += accepted;
+    }
+
+    /// Takes chosen tokens into the answer, up to its end.
+    fn write(&mut self, chosen: &[u32], context_full: bool) {
+        let answer = &mut self.generated;
+        self.ended = self.output.cancelled || answer.ids.len() >= self.max_tokens;
+        for &id in chosen {
+            if self.ended {
+                return;
+            }
+            let stops = self.stop_ids.contains(&id) || {
+                answer.ids.push(id);
+                self.output.token(id)
+            };
+            if stops {
+                answer.finish = FinishReason::Stop;
+            }
+            self.ended = stops || answer.ids.len() == self.max_tokens;
+        }
+        if context_full && !self.ended {
+            answer.finish = FinishReason::ContextFull;
+            self.ended = true;
+        }
+    }
+
+    /// Shows what was held back of the text.
+    pub(crate) fn close(&mut self) {
+        self.output.finish();
+    }
+
+    /// What came of it.
+    pub(crate) fn finish(mut self) -> Generated {
+        self.close();
+        let read = self.read.unwrap_or_else(Instant::now);
+        let finish =
+            if self.output.cancelled { FinishReason::Cancelled } else { self.generated.finish };
+        Generated {
+            text: self.output.text,
+            finish,
+            prompt_time: read - self.begun,
+            decode_time: read.elapsed(),
+            ..self.generated
+        }
+    }
+}
+
+/// Whether a prompt can be continued in a context of so many tokens.
+pub(crate) fn check_prompt(prompt: &[u32], context: usize) -> Result<()> {
+    match prompt.len() {
+        0 => Err(RuntimeError::EmptyPrompt),
+        tokens if tokens > context => Err(RuntimeError::PromptTooLong { tokens, context }),
+        _ => Ok(()),
+    }
+}
+
+/// What the model says comes after a token.
+struct Row<'a> {
+    logits: &'a [f32],
+    /// The largest of them, as many as are chosen from.
+    most_likely: Vec<(f32, u32)>,
+}
+
+/// A text whose turn it is.
+pub(crate) struct Turn<'t, 'a> {
+    pub(crate) text: &'t mut Generation<'a>,
+    pub(crate) context: &'t mut Context,
+    pub(crate) step: Step,
+}
+
+impl Turn<'_, '_> {
+    /// Rows of logits that come of the step.
+    fn rows(&self) -> usize {
+        self.step.wanted.tokens(self.step.len()).len()
+    }
+}
+
+/// Runs the steps of some texts in one pass, and lets each choose how it goes on. Answers for each text whether it could.
+///
+/// # Errors
+/// Where the pass fails: no text has gone on then.
+pub(crate) fn advance(
+    executor: &mut Executor,
+    tokenizer: &Tokenizer,
+    mut turns: Vec<Turn<'_, '_>>,
+) -> Result<Vec<Result<()>>> {
+    if turns.is_empty() {
+        return Ok(Vec::new());
+    }
+    let allowed = |id| tokenizer.has_token(id);
+    let largest: Vec<Largest<'_>> = turns
+        .iter()
+        .flat_map(|turn| {
+            // None where the sampler wants to see all logits.
+            let count = turn.text.sampler.choices().unwrap_or(0);
+            (0..turn.rows()).map(move |_| count)
+        })
+        .map(|count| Largest::new(count, &allowed))
+        .collect();
+    let mut segments: Vec<Segment<'_>> = turns
+        .iter_mut()
+        .map(|turn| {
+            let Step { ids, wanted, .. } = &turn.step;
+            Segment { ids, kv: &mut turn.context.kv, wanted: *wanted }
+        })
+        .collect();
+    let vocab_size = executor.model().config().vocab_size;
+    let logits = executor.forward_segments(&mut segments, &largest)?;
+    let mut rows = logits
+        .chunks_exact(vocab_size)
+        .zip(largest)
+        .map(|(logits, largest)| Row { logits, most_likely: largest.into_sorted() });
+    let choose = |turn: Turn<'_, '_>| {
+        let rows: Vec<_> = rows.by_ref().take(turn.rows()).collect();
+        turn.text.take(turn.context, &turn.step, &rows)
+    };
+    Ok(turns.into_iter().map(choose).collect())
+}

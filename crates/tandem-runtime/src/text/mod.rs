@@ -1,0 +1,10 @@
+//! One text: what is asked for, how it is read and written, and what comes of it.
+
+mod generation;
+mod output;
+mod request;
+mod session;
+
+pub(crate) use generation::{Context, Generation, Step, Turn, advance, check_prompt};
+pub use request::{FinishReason, Generated, Request};
+pub use session::Session;

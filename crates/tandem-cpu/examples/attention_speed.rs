@@ -25,7 +25,7 @@ const LAYERS: usize = 32;
 const CONTEXTS: [usize; 3] = [512, 2048, 4096];
 const PROMPTS: [usize; 2] = [512, 2048];
 /// Tokens that go through the model together.
-const BATCH: usize = 256;
+const BATCH: usize = 512;
 const KINDS: [KvType; 3] = [KvType::F16, KvType::Q8_0, KvType::F32];
 const ROUNDS: usize = 9;
 

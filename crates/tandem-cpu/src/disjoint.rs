@@ -5,6 +5,8 @@
 
 use std::marker::PhantomData;
 
+use crate::prefetch::prefetch_for_writing;
+
 /// A slice that hands out parts for writing through a shared reference.
 pub(crate) struct Disjoint<'a, T> {
     start: *mut T,
@@ -20,6 +22,11 @@ unsafe impl<T: Send> Send for Disjoint<'_, T> {}
 impl<'a, T> Disjoint<'a, T> {
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len(), owner: PhantomData }
+    }
+
+    /// Has the `len` items from `start` on brought to the core's cache, to be written soon.
+    pub(crate) fn expect(&self, start: usize, len: usize) {
+        prefetch_for_writing(self.start.wrapping_add(start), len);
     }
 
     /// The `len` items from `start` on, for writing.

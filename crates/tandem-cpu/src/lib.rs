@@ -30,4 +30,4 @@ pub use cpu::Cpu;
 pub use isa::{Isa, IsaUnavailable};
 pub use ops::{MatrixRef, Weights};
 pub use team::ThreadTeam;
-pub use topology::{Core, CoreClass, Topology};
+pub use topology::{Core, CoreClass, Topology, cpu_list};

@@ -5,19 +5,13 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
 use tandem_formats::gguf::{Metadata, TensorDecl, Writer};
-use tandem_formats::{DType, FormatError, blocks};
+use tandem_formats::{DType, FormatError};
 
 use crate::catalogue::Component;
 use crate::error::{ModelError, Result};
+use crate::reencode::{Reencoder, chunks};
 use crate::{Checkpoint, TensorId};
-
-/// Weights re-encoded at once. Bounds memory: three buffers of 4 bytes a weight at most.
-const CHUNK_WEIGHTS: usize = 4 << 20;
-
-/// Weights one thread re-encodes at a time.
-const TASK_WEIGHTS: usize = 64 << 10;
 
 /// Encodings of the file to be written.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +27,14 @@ impl ConvertTypes {
     pub const WRITABLE: [DType; 5] =
         [DType::F32, DType::F16, DType::BF16, DType::Q4_0, DType::Q8_0];
 
-    fn of(self, id: TensorId) -> DType {
+    /// Embedding and lm_head as `matrices`, but of 8 bits where those have 4.
+    pub fn with_default_output(matrices: DType) -> Self {
+        let output = if matrices == DType::Q4_0 { DType::Q8_0 } else { matrices };
+        Self { matrices, output }
+    }
+
+    /// The encoding of a tensor in the file.
+    pub fn of(self, id: TensorId) -> DType {
         match id.component() {
             Component::Embedding | Component::LmHead => self.output,
             Component::Attention | Component::Experts => self.matrices,
@@ -64,13 +65,11 @@ pub fn convert(
     }
     let tensors = declare(checkpoint, types)?;
     let mut writer = Writer::create(out, &keys, &tensors)?;
-    let mut buffers = Buffers::default();
+    let mut reencoder = Reencoder::default();
     for (id, entry) in checkpoint.tensors() {
-        let chunk_rows = (CHUNK_WEIGHTS / entry.cols).clamp(1, entry.rows);
-        for start in (0..entry.rows).step_by(chunk_rows) {
-            let rows = start..(start + chunk_rows).min(entry.rows);
+        for rows in chunks(entry) {
             let weights = (rows.len() * entry.cols) as u64;
-            writer.write_tensor_data(buffers.reencode(checkpoint, id, rows, types.of(id))?)?;
+            writer.write_tensor_data(reencoder.rows(checkpoint, id, rows, types.of(id))?)?;
             if !progress(weights) {
                 return Err(ModelError::Interrupted);
             }
@@ -126,53 +125,5 @@ fn file_type(dtype: DType) -> u32 {
         DType::Q8_0 => 7,
         DType::BF16 => 32,
         other => other.ggml_id(), // not writable; refused before this matters
-    }
-}
-
-/// The three stages of a chunk, kept from chunk to chunk.
-#[derive(Default)]
-struct Buffers {
-    source: Vec<u8>,
-    weights: Vec<f32>,
-    target: Vec<u8>,
-}
-
-impl Buffers {
-    fn reencode(
-        &mut self,
-        checkpoint: &Checkpoint,
-        id: TensorId,
-        rows: std::ops::Range<usize>,
-        dtype: DType,
-    ) -> Result<&[u8]> {
-        let entry = checkpoint.entry(id);
-        let n = rows.len() * entry.cols;
-        self.source.resize(rows.len() * entry.row_bytes(), 0);
-        checkpoint.read_rows(id, rows, &mut self.source)?;
-        if dtype == entry.dtype {
-            return Ok(&self.source);
-        }
-        self.weights.resize(n, 0.0);
-        self.target.resize(n / dtype.block_len() * dtype.block_bytes(), 0);
-        // Whole rows, so whole blocks of both encodings.
-        let task = entry.cols * (TASK_WEIGHTS / entry.cols).max(1);
-        let bytes = |t: DType| task / t.block_len() * t.block_bytes();
-        self.source
-            .par_chunks(bytes(entry.dtype))
-            .zip(self.weights.par_chunks_mut(task))
-            .zip(self.target.par_chunks_mut(bytes(dtype)))
-            .try_for_each(|((source, weights), target)| {
-                blocks::dequantize(entry.dtype, source, weights);
-                blocks::quantize(dtype, weights, target)
-            })
-            .map_err(|e| {
-                FormatError::invalid(
-                    checkpoint.path(),
-                    "target type",
-                    "a type that can be written",
-                    e,
-                )
-            })?;
-        Ok(&self.target)
     }
 }

@@ -11,13 +11,14 @@ pub mod detokenize;
 mod error;
 #[cfg(feature = "hub")]
 pub mod hub;
+pub mod reencode;
 pub mod reference;
 pub mod router;
 mod text;
 pub mod tokenizer;
 
 pub use catalogue::{TensorId, catalogue};
-pub use checkpoint::{Checkpoint, ComponentSummary, Container, Entry, Summary};
+pub use checkpoint::{Checkpoint, ComponentSummary, Container, Entry, Outline, Summary};
 pub use config::{PhimoeConfig, SpecialIds};
 pub use error::{ModelError, Result};
 pub use text::Text;

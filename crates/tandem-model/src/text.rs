@@ -15,6 +15,9 @@ const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 /// much.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
 /// What turns text into ids and back.
 pub struct Text {
     /// The tokenizer.
@@ -85,10 +88,19 @@ impl Text {
         }
         Ok(())
     }
+
+    /// The files that carry tokenizer and template in a HF folder, by name, as they are read from one.
+    ///
+    /// # Errors
+    /// Where the tokenizer cannot be written as JSON.
+    pub fn to_files(&self) -> Result<[(&'static str, String); 2]> {
+        let config = self.config.to_json().to_string();
+        Ok([(TOKENIZER, self.tokenizer.to_json()?), (TOKENIZER_CONFIG, config)])
+    }
 }
 
 fn from_folder(folder: &Path, vocab_size: usize) -> Result<Text> {
-    let path = folder.join("tokenizer.json");
+    let path = folder.join(TOKENIZER);
     let Some(json) = read_optional(&path, MAX_TOKENIZER_BYTES)? else {
         return Err(ModelError::NoTokenizer {
             path: folder.to_owned(),
@@ -97,7 +109,7 @@ fn from_folder(folder: &Path, vocab_size: usize) -> Result<Text> {
     };
     let tokenizer = Tokenizer::from_json_bytes(&path, &json)?;
     tokenizer.check_fits(vocab_size)?;
-    let config_path = folder.join("tokenizer_config.json");
+    let config_path = folder.join(TOKENIZER_CONFIG);
     let mut config = match read_optional(&config_path, MAX_CONFIG_BYTES)? {
         Some(json) => TokenizerConfig::from_json_bytes(&config_path, &json)?,
         None => TokenizerConfig::default(),

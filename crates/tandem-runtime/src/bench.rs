@@ -102,42 +102,95 @@ impl Prepared {
     }
 }
 
+/// What the machine can do at most, with as many threads as a test has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ceiling {
+    /// Bytes per second that are read from memory: [`Executor::read_bandwidth`].
+    pub read_bandwidth: f64,
+    /// 8-bit operations per second: [`Executor::int8_peak`].
+    pub int8_peak: f64,
+}
+
+impl Ceiling {
+    fn measure(executor: &Executor, threads: usize) -> Result<Self> {
+        let read_bandwidth = executor.read_bandwidth(threads)?;
+        Ok(Self { read_bandwidth, int8_peak: executor.int8_peak(threads) })
+    }
+
+    fn midpoint(self, other: Self) -> Self {
+        Self {
+            read_bandwidth: f64::midpoint(self.read_bandwidth, other.read_bandwidth),
+            int8_peak: f64::midpoint(self.int8_peak, other.int8_peak),
+        }
+    }
+}
+
+/// One repetition of a test.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Repetition {
+    /// Tokens per second.
+    pub rate: f64,
+    /// What the machine could do right before and right after, in the mean: where others use it as well, that changes
+    /// from second to second.
+    pub ceiling: Ceiling,
+}
+
 /// What a test showed.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// Tokens per second of each repetition.
-    pub rates: Vec<f64>,
+    /// Threads that computed.
+    pub threads: usize,
+    /// One after the other.
+    pub repetitions: Vec<Repetition>,
     /// How often a token made the team's members wait for each other.
     pub barriers_per_token: f64,
     /// How often a token made the CPU wait for the GPU.
     pub waits_per_token: f64,
 }
 
+impl Measured {
+    /// The middle of what something is in each repetition.
+    pub fn median(&self, of: impl Fn(&Repetition) -> f64) -> f64 {
+        median(&self.repetitions.iter().map(of).collect::<Vec<f64>>())
+    }
+}
+
 /// Runs one test `repetitions` times, by an executor whose team nobody else uses meanwhile. The executor's profile is
 /// then that of these repetitions.
 ///
 /// # Errors
-/// Where the tokens do not fit `kv`.
+/// Where the tokens do not fit `kv`, or there is no memory to measure with.
 pub fn run(
     executor: &mut Executor,
     kv: &mut KvCache,
     test: Test,
     repetitions: usize,
 ) -> Result<Measured> {
+    let threads = executor.threads().for_tokens(match test.work {
+        Work::Prompt(tokens) => tokens.min(executor.batch()),
+        Work::Generate(_) => 1,
+    });
     let prepared = Prepared::new(executor, kv, test)?;
     executor.profile().clear();
-    let rounds = executor.team().rounds();
-    let waits = |executor: &Executor| executor.gpu().map_or(0, Gpu::waits);
-    let waits_before = waits(executor);
-    let rates = (0..repetitions)
-        .map(|_| Ok(test.tokens() as f64 / prepared.time(executor, kv)?.as_secs_f64()))
-        .collect::<Result<Vec<f64>>>()?;
-    let rounds = executor.team().rounds() - rounds;
-    let tokens = (test.tokens() * repetitions) as f64;
-    // A GPU that was put aside meanwhile takes its count with it.
-    let waits = waits(executor).saturating_sub(waits_before);
+    let (mut rounds, mut waits) = (0, 0);
+    let waited = |executor: &Executor| executor.gpu().map_or(0, Gpu::waits);
+    let mut before = Ceiling::measure(executor, threads)?;
+    let repetitions = (0..repetitions)
+        .map(|_| {
+            let (first_round, first_wait) = (executor.team().rounds(), waited(executor));
+            let rate = test.tokens() as f64 / prepared.time(executor, kv)?.as_secs_f64();
+            rounds += executor.team().rounds() - first_round;
+            // A GPU that was put aside meanwhile takes its count with it.
+            waits += waited(executor).saturating_sub(first_wait);
+            let after = Ceiling::measure(executor, threads)?;
+            let ceiling = std::mem::replace(&mut before, after).midpoint(after);
+            Ok(Repetition { rate, ceiling })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let tokens = (test.tokens() * repetitions.len()) as f64;
     Ok(Measured {
-        rates,
+        threads,
+        repetitions,
         barriers_per_token: rounds as f64 / tokens,
         waits_per_token: waits as f64 / tokens,
     })

@@ -1,8 +1,10 @@
 //! Runs models: the forward pass over a batch of tokens, sampling, and the loop that writes a text.
 #![forbid(unsafe_code)]
 
+pub mod bandwidth;
 pub mod bench;
 pub mod calibrate;
+mod device;
 mod error;
 mod executor;
 mod experts;
@@ -15,7 +17,10 @@ mod profile;
 mod sampling;
 mod session;
 mod stop;
+pub mod telemetry;
+mod ticker;
 
+pub use device::Device;
 pub use error::{Result, RuntimeError};
 pub use executor::{DEFAULT_BATCH, Executor, LogitsFor, RouterTrace, Threads, evaluate};
 pub use model::Model;

@@ -111,6 +111,11 @@ impl<'a> LayerWeights<'a> {
         self.model.matrix(TensorId::Layer(self.index, tensor))
     }
 
+    /// The three that one input goes into.
+    pub(crate) fn qkv(self) -> [Weights<'a>; 3] {
+        [LayerTensor::QWeight, LayerTensor::KWeight, LayerTensor::VWeight].map(|w| self.matrix(w))
+    }
+
     pub(crate) fn vector(self, tensor: LayerTensor) -> &'a [f32] {
         self.model.vector(TensorId::Layer(self.index, tensor))
     }

@@ -15,7 +15,18 @@ use crate::{testdata, workspace_root};
 /// # Panics
 /// When there is no Python with `venv`, or the packages cannot be installed.
 pub fn python() -> PathBuf {
-    static INTERPRETER: LazyLock<PathBuf> = LazyLock::new(prepare);
+    static INTERPRETER: LazyLock<PathBuf> =
+        LazyLock::new(|| prepare("test-python", "python-requirements.txt"));
+    INTERPRETER.clone()
+}
+
+/// As [`python()`], with the packages of `testdata/onnx-requirements.txt`.
+///
+/// # Panics
+/// As [`python()`].
+pub fn onnx_python() -> PathBuf {
+    static INTERPRETER: LazyLock<PathBuf> =
+        LazyLock::new(|| prepare("test-onnx", "onnx-requirements.txt"));
     INTERPRETER.clone()
 }
 
@@ -24,12 +35,20 @@ pub fn python() -> PathBuf {
 /// # Panics
 /// When the script fails; the message holds what it wrote to stderr.
 pub fn run_python(script: &str, args: &[&str]) -> String {
-    run(Command::new(python()).arg("-c").arg(script).args(args))
+    run_python_in(&python(), script, args)
 }
 
-fn prepare() -> PathBuf {
-    let venv = workspace_root().join("target").join("test-python");
-    python_environment(&venv, &testdata("python-requirements.txt"), &[])
+/// As [`run_python`], with another interpreter.
+///
+/// # Panics
+/// As [`run_python`].
+pub fn run_python_in(interpreter: &Path, script: &str, args: &[&str]) -> String {
+    run(Command::new(interpreter).arg("-c").arg(script).args(args))
+}
+
+fn prepare(venv: &str, requirements: &str) -> PathBuf {
+    let venv = workspace_root().join("target").join(venv);
+    python_environment(&venv, &testdata(requirements), &[])
 }
 
 /// The interpreter of a virtual environment at `venv` that holds the packages of a requirements file. `variables` are

@@ -12,6 +12,7 @@ macro_rules! note {
 mod commands;
 mod demo;
 mod engine;
+mod figures;
 mod interrupt;
 mod options;
 mod placement;
@@ -38,7 +39,9 @@ enum Command {
     Run(commands::run::RunArgs),
     Chat(commands::chat::ChatArgs),
     Inspect(commands::inspect::InspectArgs),
+    Analyze(commands::analyze::AnalyzeArgs),
     Quantize(commands::quantize::QuantizeArgs),
+    ExportOnnx(commands::export_onnx::ExportOnnxArgs),
     Tokenize(commands::tokenize::TokenizeArgs),
     Bench(commands::bench::BenchArgs),
     Perplexity(commands::perplexity::PerplexityArgs),
@@ -55,7 +58,9 @@ fn main() -> ExitCode {
         Command::Run(args) => commands::run::run(&args),
         Command::Chat(args) => commands::chat::chat(&args),
         Command::Inspect(args) => commands::inspect::inspect(&args),
+        Command::Analyze(args) => commands::analyze::analyze(&args),
         Command::Quantize(args) => commands::quantize::quantize(&args),
+        Command::ExportOnnx(args) => commands::export_onnx::export_onnx(&args),
         Command::Tokenize(args) => commands::tokenize::tokenize(&args),
         Command::Bench(args) => commands::bench::bench(&args),
         Command::Perplexity(args) => commands::perplexity::perplexity(&args),

@@ -6,6 +6,7 @@
 use tandem_formats::{DType, blocks};
 
 use super::{Kernels, Rows};
+use crate::prefetch::prefetch;
 use crate::scratch::with_scratch;
 
 /// Independent partial sums.
@@ -70,21 +71,25 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 #[inline(always)]
 pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
     let count = x.len() as f64;
-    let mean = sum(x, |x| x) / count;
-    let variance = sum(x, |x| (x - mean) * (x - mean)) / count;
+    // Weight and bias come from memory, which takes as long as the two sums.
+    let mean = sum(x, weight, |x| x) / count;
+    let variance = sum(x, bias, |x| (x - mean) * (x - mean)) / count;
     let scale = 1.0 / (variance + f64::from(eps)).sqrt();
     for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
         *out = ((f64::from(*x) - mean) * scale) as f32 * weight + bias;
     }
 }
 
-/// The sum of a function of every number.
+/// The sum of a function of every number, in as many lanes as keep additions from waiting for each other. Asks meanwhile
+/// for as many numbers that will be needed then.
 #[inline(always)]
-fn sum(x: &[f32], f: impl Fn(f64) -> f64) -> f64 {
-    let mut lanes = [0f64; LANES];
-    let (x, rest) = x.as_chunks::<LANES>();
-    for x in x {
-        for lane in 0..LANES {
+fn sum(x: &[f32], then: &[f32], f: impl Fn(f64) -> f64) -> f64 {
+    const SUMS: usize = 4 * LANES;
+    let mut lanes = [0f64; SUMS];
+    let (x, rest) = x.as_chunks::<SUMS>();
+    for (x, then) in x.iter().zip(then.as_chunks::<SUMS>().0) {
+        prefetch(then, 0);
+        for lane in 0..SUMS {
             lanes[lane] += f(f64::from(x[lane]));
         }
     }

@@ -16,7 +16,7 @@ mod weights;
 pub use activations::{Input, Precision, QuantizedActivations};
 pub use attention::{Queries, attention, store_kv};
 pub use elementwise::{add, add_scaled, add_weighted_rows, argmax, join_rows, silu_mul};
-pub use matmul::{Largest, Product, matmul, matmul_all};
+pub use matmul::{Largest, Product, announce, matmul, matmul_all};
 pub use matrix::MatrixRef;
 pub use norm::LayerNorm;
 pub use rope::Rope;

@@ -1,6 +1,9 @@
 //! A matrix of weights in either form.
 
+use std::ops::Range;
+
 use tandem_memory::PackedMatrix;
+use tandem_memory::packed::TILE_ROWS;
 
 use super::MatrixRef;
 
@@ -50,6 +53,18 @@ impl Weights<'_> {
         }
     }
 
+    /// Addresses of some rows, in whole tiles: of their scales, where those lie apart, and of the others.
+    pub(super) fn addresses(&self, rows: Range<usize>) -> [Range<usize>; 2] {
+        match self {
+            Self::Rows(matrix) => [0..0, addresses(matrix.row_range(rows).bytes)],
+            Self::Packed(matrix) => {
+                let tiles = rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS);
+                let (quants, scales) = matrix.tiles(tiles);
+                [addresses(scales), addresses(quants)]
+            }
+        }
+    }
+
     /// Whether products take activations in 8 bits.
     pub fn is_packed(&self) -> bool {
         matches!(self, Self::Packed(_))
@@ -65,6 +80,11 @@ impl Weights<'_> {
             Self::Packed(matrix) => matrix.decode_row(row, out),
         }
     }
+}
+
+fn addresses<T>(memory: &[T]) -> Range<usize> {
+    let Range { start, end } = memory.as_ptr_range();
+    start.addr()..end.addr()
 }
 
 impl<'a> From<MatrixRef<'a>> for Weights<'a> {

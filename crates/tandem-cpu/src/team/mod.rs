@@ -15,6 +15,7 @@
 //! shares one after the other, and so is a `run` of one team during a turn with another. So it gives the same
 //! results, and it can never deadlock.
 
+mod ahead;
 mod rounds;
 mod turns;
 
@@ -28,6 +29,8 @@ use crate::affinity::{Bound, bind, unbind};
 use crate::shares::Shares;
 use rounds::{MAX_MEMBERS, Rounds};
 use turns::{Place, Queue};
+
+pub(crate) use ahead::{BUDGET, Pieces};
 
 /// A fixed number of threads that run the same function together.
 #[derive(Debug)]
@@ -135,6 +138,17 @@ impl ThreadTeam {
         // Where the caller cannot be bound it works unbound.
         let _bound = self.cpus.first().map(|&cpu| Bound::to(cpu));
         turns::at(Place::turn(self.id(), members.clamp(1, self.size())), f)
+    }
+
+    /// Tells a member what it will read in a later round: while it waits, it asks for the first [`BUDGET`] bytes. That
+    /// takes the place of what it was told before, so the time for it is right before the last round that comes earlier.
+    ///
+    /// It makes no difference to results, and nothing needs to be at the addresses. Only the caller whose turn it is
+    /// knows what comes next: of others nothing is taken.
+    pub(crate) fn announce(&self, member: usize, pieces: &Pieces) {
+        if turns::place().is_turn(self.id()) {
+            self.rounds.announce(member, pieces);
+        }
     }
 
     /// Calls `f` once for every member, with the member's number, all at the same time. Returns when all are

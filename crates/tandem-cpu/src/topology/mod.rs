@@ -33,6 +33,7 @@ use std::path::Path;
 
 use crate::affinity::CpuMask;
 use sysfs::Cpus;
+pub use sysfs::cpu_list;
 
 /// What kind of core it is, fastest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

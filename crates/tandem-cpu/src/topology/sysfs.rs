@@ -108,10 +108,15 @@ impl Cpus {
     }
 }
 
-/// A list of CPUs: "0-3,8".
+/// A list of CPUs in a file.
 fn list(path: &Path) -> Option<BTreeSet<usize>> {
+    cpu_list(&text(path)?)
+}
+
+/// The CPUs of a list as Linux writes it, "0-3,8"; nothing where it is none.
+pub fn cpu_list(text: &str) -> Option<BTreeSet<usize>> {
     let mut cpus = BTreeSet::new();
-    for part in text(path)?.split(',').filter(|part| !part.is_empty()) {
+    for part in text.split(',').filter(|part| !part.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
         if last >= MAX_CPUS || first > last {

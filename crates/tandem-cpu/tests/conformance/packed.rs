@@ -93,7 +93,7 @@ fn every_size_and_number_of_tokens() {
                 let bias = random.numbers(rows);
                 // Larger rows repeat what smaller ones have shown.
                 let all_tokens: &[usize] =
-                    if rows % 8 == 1 { &[0, 1, 2, 3, 5, 17] } else { &[1, 7] };
+                    if rows % 8 == 1 { &[0, 1, 2, 3, 4, 5, 17] } else { &[1, 7] };
                 for &tokens in all_tokens {
                     let x = random.numbers(tokens * cols);
                     weights.check(&cpus, Some(&bias[..]).filter(|_| tokens != 3), &x);

@@ -6,8 +6,8 @@ use std::path::{Component, Path, PathBuf};
 use tandem_formats::safetensors::{SafetensorsFile, TensorInfo};
 use tandem_formats::{FormatError, InputFile};
 
-use super::{Checkpoint, Container, Found, place_all};
-use crate::config::{PhimoeConfig, SpecialIds};
+use super::{Checkpoint, Container, Found, Outline, place_all};
+use crate::config::{PhimoeConfig, SpecialIds, weight_type};
 use crate::error::Result;
 use crate::text::TextSource;
 
@@ -25,11 +25,7 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 pub(super) fn open(folder: &Path) -> Result<Checkpoint> {
-    let config_path = folder.join("config.json");
-    let config_json = InputFile::open(&config_path)?.read_all(MAX_CONFIG_BYTES)?;
-    let config = PhimoeConfig::from_json_bytes(&config_path, &config_json)?;
-    let special = special_ids(folder, &config_path, &config_json, config.vocab_size)?;
-
+    let Outline { config, special, .. } = outline(folder)?;
     let shards = shard_paths(folder)?
         .iter()
         .map(|path| SafetensorsFile::open(path))
@@ -86,6 +82,16 @@ fn model_name(folder: &Path) -> String {
     }
 }
 
+/// What `config.json` and `generation_config.json` say.
+pub(super) fn outline(folder: &Path) -> Result<Outline> {
+    let config_path = folder.join("config.json");
+    let config_json = InputFile::open(&config_path)?.read_all(MAX_CONFIG_BYTES)?;
+    let config = PhimoeConfig::from_json_bytes(&config_path, &config_json)?;
+    let special = special_ids(folder, &config_path, &config_json, config.vocab_size)?;
+    let dtype = weight_type(&config_path, &config_json)?;
+    Ok(Outline { path: folder.to_owned(), config, special, dtype })
+}
+
 /// `generation_config.json` has the last word on stop ids; `config.json` usually names only one of them.
 fn special_ids(
     folder: &Path,
@@ -102,6 +108,13 @@ fn special_ids(
     };
     special.check_fits(path, vocab_size)?;
     Ok(special)
+}
+
+/// Whether any file with weights is there.
+pub(super) fn has_weights(folder: &Path) -> Result<bool> {
+    let index = folder.join(INDEX);
+    let shards = if index.exists() { indexed_shards(folder, &index)? } else { Vec::new() };
+    Ok(shards.iter().chain([&folder.join(SINGLE)]).any(|file| file.exists()))
 }
 
 /// The files that hold the tensors, each once.

@@ -5,6 +5,7 @@
 
 mod gguf;
 mod huggingface;
+mod outline;
 mod summary;
 mod vocab;
 
@@ -20,6 +21,7 @@ use crate::error::Result;
 use crate::text::{Text, TextSource};
 use crate::{TensorId, catalogue};
 
+pub use outline::Outline;
 pub use summary::{ComponentSummary, Summary};
 
 /// An opened model: config, tensor places, and what its text side is made from.
@@ -140,6 +142,11 @@ impl Checkpoint {
     /// All tensors in catalogue order.
     pub fn tensors(&self) -> impl Iterator<Item = (TensorId, Entry)> + '_ {
         catalogue(&self.config).map(|id| (id, self.entry(id)))
+    }
+
+    /// The model's numbers. See [`Summary::of`].
+    pub fn summary(&self) -> Summary {
+        Summary::of(&self.config, |id| self.entry(id).dtype)
     }
 
     /// Reads the encoded bytes of some rows of a tensor.

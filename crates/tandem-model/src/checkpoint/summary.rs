@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use tandem_formats::DType;
 
-use super::Checkpoint;
 use crate::catalogue::Component;
 use crate::config::EXPERTS_PER_TOKEN;
+use crate::{PhimoeConfig, TensorId, catalogue};
 
 /// Numbers of one component.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,41 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Adds up the catalogue of a model whose tensors have the encodings that `dtype` gives.
+    ///
+    /// A token reads one row of the embedding, two of a layer's experts, and all of everything else.
+    ///
+    /// # Panics
+    /// If a row is no whole number of blocks of its encoding.
+    pub fn of(config: &PhimoeConfig, dtype: impl Fn(TensorId) -> DType) -> Self {
+        let mut summary = Self::default();
+        for id in catalogue(config) {
+            let component = id.component();
+            let sum = summary.components.entry(component).or_default();
+            let (dtype, (rows, cols)) = (dtype(id), id.shape(config));
+            let row_bytes = dtype.bytes_for(cols).expect("whole blocks") as u64;
+            let (weights, bytes) = ((rows * cols) as u64, rows as u64 * row_bytes);
+            sum.tensors += 1;
+            sum.weights += weights;
+            sum.bytes += bytes;
+            *sum.types.entry(dtype).or_default() += weights;
+            if component == Component::Embedding {
+                sum.weights_per_token += cols as u64;
+                sum.bytes_per_token += row_bytes;
+            } else if component != Component::Experts {
+                sum.weights_per_token += weights;
+                sum.bytes_per_token += bytes;
+            }
+        }
+        // Experts of a layer have equal shapes; where their encodings differ, this is the mean over the experts.
+        let experts = config.n_experts as u64;
+        if let Some(sum) = summary.components.get_mut(&Component::Experts) {
+            sum.weights_per_token = sum.weights * EXPERTS_PER_TOKEN as u64 / experts;
+            sum.bytes_per_token = sum.bytes * EXPERTS_PER_TOKEN as u64 / experts;
+        }
+        summary
+    }
+
     /// The sum over all components.
     pub fn total(&self) -> ComponentSummary {
         let mut total = ComponentSummary::default();
@@ -47,38 +82,5 @@ impl Summary {
             }
         }
         total
-    }
-}
-
-impl Checkpoint {
-    /// Adds up the catalogue.
-    ///
-    /// A token reads one row of the embedding, two of a layer's experts, and all of everything else.
-    pub fn summary(&self) -> Summary {
-        let mut summary = Summary::default();
-        for (id, entry) in self.tensors() {
-            let component = id.component();
-            let sum = summary.components.entry(component).or_default();
-            let weights = (entry.rows * entry.cols) as u64;
-            let bytes = entry.n_bytes() as u64;
-            sum.tensors += 1;
-            sum.weights += weights;
-            sum.bytes += bytes;
-            *sum.types.entry(entry.dtype).or_default() += weights;
-            if component == Component::Embedding {
-                sum.weights_per_token += entry.cols as u64;
-                sum.bytes_per_token += entry.row_bytes() as u64;
-            } else if component != Component::Experts {
-                sum.weights_per_token += weights;
-                sum.bytes_per_token += bytes;
-            }
-        }
-        // Experts of a layer have equal shapes; where their encodings differ, this is the mean over the experts.
-        let experts = self.config().n_experts as u64;
-        if let Some(sum) = summary.components.get_mut(&Component::Experts) {
-            sum.weights_per_token = sum.weights * EXPERTS_PER_TOKEN as u64 / experts;
-            sum.bytes_per_token = sum.bytes * EXPERTS_PER_TOKEN as u64 / experts;
-        }
-        summary
     }
 }

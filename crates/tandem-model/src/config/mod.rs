@@ -7,9 +7,9 @@ mod keys;
 
 use std::path::Path;
 
-use serde_json::Value;
-use tandem_formats::FormatError;
+use serde_json::{Value, json};
 use tandem_formats::gguf::Metadata;
+use tandem_formats::{DType, FormatError};
 
 use crate::error::Result;
 pub(crate) use keys::kind;
@@ -185,6 +185,32 @@ impl PhimoeConfig {
         keys.insert(ROUTER_JITTER_KEY, self.router_jitter);
     }
 
+    /// The text of a HF `config.json` for this model.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "architectures": ["PhiMoEForCausalLM"],
+            "model_type": "phimoe",
+            "hidden_act": "silu",
+            "attention_bias": true,
+            "lm_head_bias": true,
+            "tie_word_embeddings": false,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.n_layers,
+            "num_attention_heads": self.n_heads,
+            "num_key_value_heads": self.n_kv_heads,
+            "head_dim": self.head_dim,
+            "num_local_experts": self.n_experts,
+            "num_experts_per_tok": EXPERTS_PER_TOKEN,
+            "intermediate_size": self.expert_width,
+            "max_position_embeddings": self.context_length,
+            "rope_theta": decimal(self.rope_theta),
+            "rms_norm_eps": decimal(self.layer_norm_eps),
+            "router_jitter_noise": decimal(self.router_jitter),
+            "sliding_window": self.sliding_window,
+        })
+    }
+
     fn validate(&self, path: &Path) -> Result<()> {
         let check = |ok: bool, field: &str, expected: String, found: usize| {
             if ok { Ok(()) } else { Err(FormatError::invalid(path, field, expected, found)) }
@@ -214,6 +240,28 @@ impl PhimoeConfig {
         )?;
         Ok(())
     }
+}
+
+/// The number as a person wrote it: 0.01 and not the f32 next to it in 17 digits.
+fn decimal(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(x))
+}
+
+/// The encoding of the weights that a HF `config.json` states; `transformers` takes f32 where there is none.
+pub(crate) fn weight_type(path: &Path, json: &[u8]) -> Result<DType> {
+    let fields = Fields::parse(path, json)?;
+    for key in ["dtype", "torch_dtype"] {
+        match fields.get(key) {
+            None => {}
+            Some(Value::String(s)) if s == "bfloat16" => return Ok(DType::BF16),
+            Some(Value::String(s)) if s == "float16" => return Ok(DType::F16),
+            Some(Value::String(s)) if s == "float32" => return Ok(DType::F32),
+            Some(other) => {
+                return Err(fields.invalid(key, "\"bfloat16\", \"float16\" or \"float32\"", other));
+            }
+        }
+    }
+    Ok(DType::F32)
 }
 
 /// `transformers` 5 writes RoPE's settings into an object of their own.
@@ -267,6 +315,15 @@ impl SpecialIds {
         })
     }
 
+    /// The text of a HF `generation_config.json` with these ids.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "bos_token_id": self.bos,
+            "eos_token_id": self.stop,
+            "pad_token_id": self.pad,
+        })
+    }
+
     /// Makes sure that every id has a row in the embedding; `path` is the file that states them.
     ///
     /// # Errors
@@ -308,6 +365,19 @@ mod tests {
         assert_eq!(config.kv_dim(), 512);
         assert_eq!(config.sliding_window, Some(2047));
         assert_eq!(config.expert_width, 448);
+    }
+
+    #[test]
+    fn what_is_written_reads_the_same() {
+        let path = Path::new("config.json");
+        let json = serde_json::to_vec(&tiny()).unwrap();
+        let config = PhimoeConfig::from_json_bytes(path, &json).unwrap();
+        let written = config.to_json().to_string();
+        assert!(written.contains("\"router_jitter_noise\":0.01,"), "{written}");
+        assert_eq!(PhimoeConfig::from_json_bytes(path, written.as_bytes()).unwrap(), config);
+        let special = SpecialIds { bos: Some(1), stop: vec![32000, 32007], pad: None };
+        let written = special.to_json().to_string();
+        assert_eq!(SpecialIds::from_json_bytes(path, written.as_bytes()).unwrap(), special);
     }
 
     #[test]

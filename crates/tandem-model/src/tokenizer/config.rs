@@ -56,6 +56,25 @@ impl TokenizerConfig {
         })
     }
 
+    /// The text of a `tokenizer_config.json` that says the same.
+    pub fn to_json(&self) -> Value {
+        let entries = [
+            ("chat_template", &self.chat_template),
+            ("bos_token", &self.bos_token),
+            ("eos_token", &self.eos_token),
+            ("unk_token", &self.unk_token),
+            ("pad_token", &self.pad_token),
+        ];
+        let mut map: serde_json::Map<_, _> = entries
+            .into_iter()
+            .filter_map(|(key, text)| Some((key.to_owned(), Value::from(text.clone()?))))
+            .collect();
+        if let Some(length) = self.model_max_length {
+            map.insert("model_max_length".to_owned(), length.into());
+        }
+        Value::Object(map)
+    }
+
     /// Compiles the chat template, if there is one.
     ///
     /// # Errors

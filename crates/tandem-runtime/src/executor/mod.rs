@@ -36,8 +36,8 @@ pub(crate) use activations::{Activation, Memory};
 pub use output::{LogitsFor, RouterTrace, evaluate};
 pub use threads::Threads;
 
-/// Tokens of a prompt that go through the model together.
-pub const DEFAULT_BATCH: usize = 256;
+/// Tokens of a prompt that go through the model together. Each of 16 experts then has 64 of them to use its weights for.
+pub const DEFAULT_BATCH: usize = 512;
 
 /// Computes with one model.
 pub struct Executor {

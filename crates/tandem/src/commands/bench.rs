@@ -11,7 +11,7 @@ use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tandem_model::Checkpoint;
-use tandem_runtime::bench::{self, Test, Work, median};
+use tandem_runtime::bench::{self, Test, Work};
 use tandem_runtime::{Executor, Session};
 
 use crate::options::{ComputeOptions, ModelOption, PlacementOptions};
@@ -20,11 +20,11 @@ use crate::{engine, progress};
 
 /// Measure how fast a model runs, as llama-bench does, and what share of the memory's bandwidth it uses
 ///
-/// What the machine can do is measured before and after each test, with the same threads: how fast it reads memory, and
-/// how fast it multiplies 8-bit numbers. "roofline" is the share of it that is used: when generating, of the bandwidth,
-/// by the bytes that a token must read; when reading a prompt, of the arithmetic. "barriers" is how often all threads wait for each
-/// other to generate a token. Where a GPU takes part, "waits" is how often the CPU waits for it, and "GPU" its share of the
-/// bytes that are read; the roofline is that of the CPU alone. Rates are medians.
+/// What the machine can do is measured before and after each repetition, with the same threads: how fast it reads memory,
+/// and how fast it multiplies 8-bit numbers. "roofline" is the share of it that is used: when generating, of the
+/// bandwidth, by the bytes that a token must read; when reading a prompt, of the arithmetic. "barriers" is how often all
+/// threads wait for each other to generate a token. Where a GPU takes part, "waits" is how often the CPU waits for it, and
+/// "GPU" its share of the bytes that are read; the roofline is that of the CPU alone. Rates and shares are medians.
 #[derive(Args)]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
@@ -169,28 +169,21 @@ fn row(
     test: Test,
 ) -> anyhow::Result<Row> {
     let total = checkpoint.summary().total();
-    let threads = executor.threads().for_tokens(match test.work {
-        Work::Prompt(n) => n.min(executor.batch()),
-        Work::Generate(_) => 1,
-    });
-    let before = (executor.read_bandwidth(threads)?, executor.int8_peak(threads));
     let measured = bench::run(executor, session.kv_mut(), test, args.repetitions)?;
     let profile = executor.profile().clone();
-    let after = (executor.read_bandwidth(threads)?, executor.int8_peak(threads));
-    let bandwidth = f64::midpoint(before.0, after.0);
-    let peak = f64::midpoint(before.1, after.1);
-    let rate = median(&measured.rates);
     let (bytes, roofline) = match test.work {
         // A prompt reads the weights once for many tokens: arithmetic bounds it, in whole numbers where weights are packed.
         Work::Prompt(_) => {
             let tokens = (args.repetitions * test.tokens()) as f64;
-            let share = profile::packed_arithmetic(&profile) as f64 / tokens * rate / peak;
+            let arithmetic = profile::packed_arithmetic(&profile) as f64 / tokens;
+            let share = measured.median(|r| arithmetic * r.rate / r.ceiling.int8_peak);
             (None, executor.model().is_packed().then_some(share))
         }
         Work::Generate(_) => {
             let kv = test.mean_context() * session.kv_bytes_per_token() as f64;
             let bytes = total.bytes_per_token as f64 + kv;
-            (Some(bytes), Some(bytes * rate / bandwidth))
+            let share = measured.median(|r| bytes * r.rate / r.ceiling.read_bandwidth);
+            (Some(bytes), Some(share))
         }
     };
     let name = checkpoint.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -199,12 +192,12 @@ fn row(
         size_bytes: total.bytes,
         params: total.weights,
         backend: backend(executor, test),
-        threads,
+        threads: measured.threads,
         test: test.name(),
-        tokens_per_second: rate,
-        tokens_per_second_all: measured.rates,
-        read_bandwidth: bandwidth,
-        int8_peak: peak,
+        tokens_per_second: measured.median(|r| r.rate),
+        tokens_per_second_all: measured.repetitions.iter().map(|r| r.rate).collect(),
+        read_bandwidth: measured.median(|r| r.ceiling.read_bandwidth),
+        int8_peak: measured.median(|r| r.ceiling.int8_peak),
         bytes_per_token: bytes,
         roofline,
         profile: profile::rows(&profile, args.repetitions * test.tokens()),

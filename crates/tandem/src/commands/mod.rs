@@ -1,11 +1,13 @@
 //! One file per command.
 
+pub(crate) mod analyze;
 pub(crate) mod bench;
 pub(crate) mod calibrate;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod devices;
 pub(crate) mod doctor;
+pub(crate) mod export_onnx;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod perplexity;

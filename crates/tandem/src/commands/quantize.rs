@@ -42,12 +42,10 @@ fn type_parser() -> PossibleValuesParser {
 
 pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     let parse = |name: &str| name.parse::<DType>().map_err(anyhow::Error::msg);
-    let matrices = parse(&args.matrices)?;
-    let output = match &args.outputs {
-        Some(name) => parse(name)?,
-        None if matrices == DType::Q4_0 => DType::Q8_0,
-        None => matrices,
-    };
+    let mut types = ConvertTypes::with_default_output(parse(&args.matrices)?);
+    if let Some(name) = &args.outputs {
+        types.output = parse(name)?;
+    }
     if !args.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
         bail!("{}: expected a name that ends in .gguf", args.output.display());
     }
@@ -63,7 +61,7 @@ pub(crate) fn quantize(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
     let weights = checkpoint.summary().total().weights;
     let bar = progress::count(weights, "weights");
     let started = Instant::now();
-    let result = convert(&checkpoint, &args.output, ConvertTypes { matrices, output }, |done| {
+    let result = convert(&checkpoint, &args.output, types, |done| {
         bar.inc(done);
         !interrupt::requested()
     });

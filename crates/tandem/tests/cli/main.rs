@@ -6,6 +6,7 @@ mod convert;
 mod devices;
 mod gpu;
 mod logits;
+mod onnx;
 mod other;
 mod plan;
 mod run;

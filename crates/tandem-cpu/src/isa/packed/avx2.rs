@@ -3,8 +3,9 @@
 //! `vpmaddubsw` multiplies unsigned with signed bytes and adds neighbours into 16 bits, with saturation; `vpmaddwd`
 //! then adds those into 32 bits. What saves time is to do the second step seldom:
 //!
-//! - q4_0: quants are unsigned and at most 15, so a lane of 16 bits holds the sum of all 8 groups of a block:
-//!   `8 * 2 * 15 * 127 = 30480`. One `vpmaddwd` a block.
+//! - q4_0: quants are from -8 to 7, so a lane of 16 bits holds the sum of all 8 groups of a block: `8 * 2 * 8 * 127 =
+//!   16256`. One `vpmaddwd` a block. The sum starts at what makes up for the offset of 8 that quants have while they are
+//!   multiplied; on the way it may go beyond 16 bits and comes back.
 //! - q8_0: quants are signed, so their signs are moved to the activations. `|q| <= 128` and `|x| <= 127` give at most
 //!   `2 * 128 * 127 = 32512`: nothing saturates, but there is no room to add, so every group takes a `vpmaddwd`.
 #![allow(unsafe_code)]
@@ -16,7 +17,9 @@ use tandem_memory::packed::BLOCK_COLS;
 
 use crate::prefetch::{AHEAD, prefetch};
 
-use super::{CHAINS, PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens, scales_of};
+use super::{
+    CHAINS, FEW, PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens, scales_of,
+};
 
 /// The packed kernels for machines with AVX2, FMA and F16C. A value is the proof that this machine has them.
 #[derive(Clone, Copy)]
@@ -45,10 +48,14 @@ impl PackedKernels for Avx2 {
         }
     }
 
-    fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_>) {
+    fn batch(&self) -> usize {
+        4
+    }
+
+    fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_, 1>) {
         // SAFETY: `self` exists, so the machine has the instructions; of `Tokens` it is known that the number of
         // blocks is right.
-        unsafe { in_batches!(tokens, tile, dots, 4, 2, 1) }
+        unsafe { in_batches!(tokens, tile, dots, 4, 3, 2, 1) }
     }
 
     fn multiply_adds(&self, rounds: usize) -> usize {
@@ -75,11 +82,10 @@ fn quantize(x: &[f32; BLOCK_COLS]) -> QuantizedBlock {
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
             let packed = _mm256_permutevar8x32_epi32(packed, order);
             let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), packed);
-            let sum = sum_lanes(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
             let mut values = [0; BLOCK_COLS];
             // SAFETY: `values` is 32 bytes.
             unsafe { _mm256_storeu_si256(values.as_mut_ptr().cast(), packed) };
-            QuantizedBlock { values, scale, offset: -8 * sum }
+            QuantizedBlock::new(values, scale, sum_lanes(pairs))
         }
     }
 }
@@ -94,12 +100,14 @@ fn largest_lane(v: __m256i) -> u32 {
     _mm_cvtsi128_si32(v).cast_unsigned()
 }
 
+/// The sums of the even lanes and of the odd ones.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn sum_lanes(v: __m256i) -> i32 {
-    let v = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
-    let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b0100_1110>(v));
-    _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32::<0b1011_0001>(v)))
+fn sum_lanes(v: __m256i) -> [i16; 2] {
+    let v = _mm_add_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+    let v = _mm_add_epi16(v, _mm_shuffle_epi32::<0b0100_1110>(v));
+    let both = _mm_cvtsi128_si32(_mm_add_epi16(v, _mm_shuffle_epi32::<0b1011_0001>(v)));
+    [both as i16, (both >> 16) as i16]
 }
 
 /// Sums of `T` tokens.
@@ -110,69 +118,32 @@ fn sum_lanes(v: __m256i) -> i32 {
 unsafe fn dots<const T: usize>(
     tile: Tile<'_>,
     x: &[&[QuantizedBlock]; T],
-    sums: &mut [TileSums; T],
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if T <= FEW {
-            halves::<T, 2>(tile, x, sums, 0);
-        } else {
-            halves::<T, 1>(tile, x, sums, 0);
-            halves::<T, 1>(tile, x, sums, 1);
-        }
-    }
-}
-
-/// Sums of `T` tokens for `H` halves of the tile from the `first` on.
-///
-/// # Safety
-/// Every token must have as many blocks as the tile.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-unsafe fn halves<const T: usize, const H: usize>(
-    tile: Tile<'_>,
-    x: &[&[QuantizedBlock]; T],
-    sums: &mut [TileSums; T],
-    first: usize,
+    [sums]: [&mut [TileSums; T]; 1],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         match tile.kind {
-            PackedType::Q4_0 => {
-                blocks(tile, x, sums, first, |quants, x| whole_dots_q4_0::<T, H>(quants, x, first))
-            }
-            PackedType::Q8_0 => {
-                blocks(tile, x, sums, first, |quants, x| whole_dots_q8_0::<T, H>(quants, x, first))
-            }
+            PackedType::Q4_0 => blocks(tile, x, sums, |quants, x| whole_dots_q4_0(quants, x)),
+            PackedType::Q8_0 => blocks(tile, x, sums, |quants, x| whole_dots_q8_0(quants, x)),
         }
     }
 }
 
-/// Tokens that are taken with both halves of a tile at once, as the tile comes from memory. With more of them there are
-/// not registers enough for both: each half then takes the tile from a cache.
-pub(super) const FEW: usize = 2;
-
-/// Adds up blocks of `BYTES` bytes of quants, whose whole dot products `dots` knows: vectors of 8 rows, `H` a token, the
-/// `first` half of the tile and those after it.
+/// Adds up blocks of `BYTES` bytes of quants, whose whole dot products `dots` knows: for each token two vectors of 8
+/// rows.
 ///
 /// # Safety
 /// Every token must have as many blocks as the tile.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(super) unsafe fn blocks<const BYTES: usize, const T: usize, const H: usize>(
+pub(super) unsafe fn blocks<const BYTES: usize, const T: usize>(
     tile: Tile<'_>,
     x: &[&[QuantizedBlock]; T],
     sums: &mut [TileSums; T],
-    first: usize,
-    dots: impl Fn(&[u8; BYTES], [&QuantizedBlock; T]) -> [[__m256i; H]; T],
+    dots: impl Fn(&[u8; BYTES], [&QuantizedBlock; T]) -> [[__m256i; 2]; T],
 ) {
-    let mut acc = [[_mm256_setzero_ps(); H]; T];
-    for (acc, sums) in acc.iter_mut().zip(&*sums) {
-        for (acc, sums) in acc.iter_mut().zip(&sums.as_chunks::<8>().0[first..]) {
-            // SAFETY: these are 8 numbers.
-            *acc = unsafe { _mm256_loadu_ps(sums.as_ptr()) };
-        }
-    }
+    // They stay in the first-level cache: registers are too few.
+    sums.fill(TileSums::default());
     let quants = tile.quants.as_chunks::<BYTES>().0;
     for (b, (quants, scales)) in quants.iter().zip(tile.scales).enumerate() {
         // SAFETY: `b` counts blocks, and the caller promises that every token has as many.
@@ -186,20 +157,16 @@ pub(super) unsafe fn blocks<const BYTES: usize, const T: usize, const H: usize>(
             }
         }
         let dots = dots(quants, x);
-        for (half, scales) in scales.as_chunks::<8>().0[first..][..H].iter().enumerate() {
+        for (half, scales) in scales.as_chunks::<8>().0.iter().enumerate() {
             // SAFETY: these are 8 f16.
             let scales = _mm256_cvtph_ps(unsafe { _mm_loadu_si128(scales.as_ptr().cast()) });
             for t in 0..T {
                 let scale = _mm256_mul_ps(scales, _mm256_set1_ps(x[t].scale));
                 let dot = _mm256_cvtepi32_ps(dots[t][half]);
-                acc[t][half] = _mm256_fmadd_ps(dot, scale, acc[t][half]);
+                let sum = sums[t].as_chunks_mut::<8>().0[half].as_mut_ptr();
+                // SAFETY: these are 8 numbers.
+                unsafe { _mm256_storeu_ps(sum, _mm256_fmadd_ps(dot, scale, _mm256_loadu_ps(sum))) };
             }
-        }
-    }
-    for (acc, sums) in acc.iter().zip(sums) {
-        for (acc, sums) in acc.iter().zip(&mut sums.as_chunks_mut::<8>().0[first..]) {
-            // SAFETY: these are 8 numbers.
-            unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), *acc) };
         }
     }
 }
@@ -211,64 +178,76 @@ pub(super) fn group_of(x: &QuantizedBlock, group: usize) -> __m256i {
     _mm256_set1_epi32(i32::from_le_bytes(x.values.as_chunks::<4>().0[group].map(i8::cast_unsigned)))
 }
 
-/// A vector of a block's quants: half a group.
+/// Two numbers in turn in all lanes of 16 bits.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(super) fn quants_at<const BYTES: usize>(quants: &[u8; BYTES], vector: usize) -> __m256i {
-    let bytes = &quants.as_chunks::<32>().0[vector];
-    // SAFETY: these are 32 bytes.
-    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+fn pairs_of([even, odd]: [i16; 2]) -> __m256i {
+    _mm256_set1_epi32(i32::from(odd) << 16 | i32::from(even.cast_unsigned()))
+}
+
+/// A group of a block's quants: two vectors of 8 rows.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(super) fn quants_at<const BYTES: usize>(quants: &[u8; BYTES], group: usize) -> [__m256i; 2] {
+    let bytes = quants.as_chunks::<64>().0[group].as_chunks::<32>().0;
+    // SAFETY: these are 32 bytes each.
+    std::array::from_fn(|half| unsafe { _mm256_loadu_si256(bytes[half].as_ptr().cast()) })
+}
+
+/// The low and the high half of each of some bytes.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(super) fn nibbles(packed: [__m256i; 2]) -> [[__m256i; 2]; 2] {
+    let mask = _mm256_set1_epi8(15);
+    let high = packed.map(|q| _mm256_and_si256(_mm256_srli_epi16::<4>(q), mask));
+    [packed.map(|q| _mm256_and_si256(q, mask)), high]
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn whole_dots_q4_0<const T: usize, const H: usize>(
+fn whole_dots_q4_0<const T: usize>(
     quants: &[u8; 256],
     x: [&QuantizedBlock; T],
-    first: usize,
-) -> [[__m256i; H]; T] {
-    let mask = _mm256_set1_epi8(15);
-    let mut sums = [[_mm256_setzero_si256(); H]; T];
+) -> [[__m256i; 2]; T] {
+    let mut sums = x.map(|x| [pairs_of(x.halves); 2]);
     for group in 0..4 {
-        let packed: [_; H] =
-            std::array::from_fn(|half| quants_at(quants, 2 * group + first + half));
-        let low = packed.map(|q| _mm256_and_si256(q, mask));
-        let high = packed.map(|q| _mm256_and_si256(_mm256_srli_epi16::<4>(q), mask));
-        for t in 0..T {
-            for (q, x) in [(low, group_of(x[t], group)), (high, group_of(x[t], group + 4))] {
-                for half in 0..H {
+        for (n, q) in nibbles(quants_at(quants, group)).into_iter().enumerate() {
+            for t in 0..T {
+                let x = group_of(x[t], group + 4 * n);
+                for half in 0..2 {
                     let products = _mm256_maddubs_epi16(q[half], x);
                     sums[t][half] = _mm256_add_epi16(sums[t][half], products);
                 }
             }
+            in_this_order!(ymm_reg, sums);
         }
     }
-    std::array::from_fn(|t| {
-        let offset = _mm256_set1_epi32(x[t].offset);
-        sums[t].map(|s| _mm256_add_epi32(_mm256_madd_epi16(s, _mm256_set1_epi16(1)), offset))
-    })
+    for sum in sums.as_flattened_mut() {
+        *sum = _mm256_madd_epi16(*sum, _mm256_set1_epi16(1));
+    }
+    sums
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn whole_dots_q8_0<const T: usize, const H: usize>(
+fn whole_dots_q8_0<const T: usize>(
     quants: &[u8; 512],
     x: [&QuantizedBlock; T],
-    first: usize,
-) -> [[__m256i; H]; T] {
+) -> [[__m256i; 2]; T] {
     let ones = _mm256_set1_epi16(1);
-    let mut sums = [[_mm256_setzero_si256(); H]; T];
+    let mut sums = [[_mm256_setzero_si256(); 2]; T];
     for group in 0..8 {
-        let q: [_; H] = std::array::from_fn(|half| quants_at(quants, 2 * group + first + half));
+        let q = quants_at(quants, group);
         let magnitudes = q.map(|q| _mm256_abs_epi8(q));
         for t in 0..T {
             let x = group_of(x[t], group);
-            for half in 0..H {
+            for half in 0..2 {
                 let signed = _mm256_sign_epi8(x, q[half]);
                 let pairs = _mm256_maddubs_epi16(magnitudes[half], signed);
                 sums[t][half] = _mm256_add_epi32(sums[t][half], _mm256_madd_epi16(pairs, ones));
             }
         }
+        in_this_order!(ymm_reg, sums);
     }
     sums
 }

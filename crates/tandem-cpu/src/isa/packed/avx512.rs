@@ -1,6 +1,7 @@
 //! x86-64 with AVX-512 and its VNNI: servers, and AMD's processors since Zen 4.
 //!
-//! As AVX-VNNI, with all 16 rows of a tile in one vector, and registers for 8 tokens.
+//! As AVX-VNNI, with all 16 rows of a tile in one vector, and registers for two tiles and 6 tokens: the processor loads two
+//! vectors a cycle and adds up two, so a number that is loaded has to be used more than once.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -10,7 +11,7 @@ use tandem_memory::PackedType;
 use crate::prefetch::{AHEAD, prefetch};
 
 use super::avx2::Avx2;
-use super::{CHAINS, PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens};
+use super::{CHAINS, FEW, PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens};
 
 /// The packed kernels for machines with AVX-512 VNNI. A value is the proof that this machine has it.
 pub(in crate::isa) struct Avx512 {
@@ -33,10 +34,19 @@ impl PackedKernels for Avx512 {
         self.avx2.quantize(x, out);
     }
 
-    fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_>) {
+    fn batch(&self) -> usize {
+        6
+    }
+
+    fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_, 1>) {
         // SAFETY: `self` exists, so the machine has the instructions; of `Tokens` it is known that the number of
         // blocks is right.
-        unsafe { in_batches!(tokens, tile, dots, 8, 4, 2, 1) }
+        unsafe { in_batches!(tokens, [tile], dots, 6, 5, 4, 3, 2, 1) }
+    }
+
+    fn pair_dots(&self, tiles: [Tile<'_>; 2], mut tokens: Tokens<'_, '_, 2>) {
+        // SAFETY: as in `tile_dots`.
+        unsafe { in_batches!(tokens, tiles, dots, 6, 5, 4, 3, 2, 1) }
     }
 
     fn multiply_adds(&self, rounds: usize) -> usize {
@@ -45,67 +55,74 @@ impl PackedKernels for Avx512 {
     }
 }
 
-/// Sums of `T` tokens.
+/// Sums of `T` tokens for `N` tiles.
 ///
 /// # Safety
-/// Every token must have as many blocks as the tile.
+/// All tiles and tokens must have the same number of blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn dots<const T: usize>(
-    tile: Tile<'_>,
+unsafe fn dots<const N: usize, const T: usize>(
+    tiles: [Tile<'_>; N],
     x: &[&[QuantizedBlock]; T],
-    sums: &mut [TileSums; T],
+    sums: [&mut [TileSums; T]; N],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        match tile.kind {
-            PackedType::Q4_0 => {
-                blocks(tile.quants, tile.scales, x, sums, |quants, x| whole_dots_q4_0(quants, x))
-            }
-            PackedType::Q8_0 => {
-                blocks(tile.quants, tile.scales, x, sums, |quants, x| whole_dots_q8_0(quants, x))
-            }
+        match tiles[0].kind {
+            PackedType::Q4_0 => blocks(tiles, x, sums, |quants, x| whole_dots_q4_0(quants, x)),
+            PackedType::Q8_0 => blocks(tiles, x, sums, |quants, x| whole_dots_q8_0(quants, x)),
         }
     }
 }
 
-/// Adds up blocks of `BYTES` bytes of quants, whose whole dot products `dots` knows: a vector of 16 rows a token.
+/// Adds up blocks of `BYTES` bytes of quants, whose whole dot products `dots` knows: a vector of 16 rows for each tile and
+/// token.
 ///
 /// # Safety
-/// Every token must have as many blocks as there are scales.
+/// All tiles and tokens must have the same number of blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-unsafe fn blocks<const BYTES: usize, const T: usize>(
-    quants: &[u8],
-    scales: &[TileScales],
+unsafe fn blocks<const BYTES: usize, const N: usize, const T: usize>(
+    tiles: [Tile<'_>; N],
     x: &[&[QuantizedBlock]; T],
-    sums: &mut [TileSums; T],
-    dots: impl Fn(&[u8; BYTES], [&QuantizedBlock; T]) -> [__m512i; T],
+    sums: [&mut [TileSums; T]; N],
+    dots: impl Fn([&[u8; BYTES]; N], [&QuantizedBlock; T]) -> [[__m512i; T]; N],
 ) {
-    // SAFETY: a token's sums are 16 numbers.
-    let mut acc: [__m512; T] =
-        std::array::from_fn(|t| unsafe { _mm512_loadu_ps(sums[t].as_ptr()) });
-    for (b, (quants, scales)) in quants.as_chunks::<BYTES>().0.iter().zip(scales).enumerate() {
-        // SAFETY: `b` counts blocks, and the caller promises that every token has as many.
-        let x: [&QuantizedBlock; T] = std::array::from_fn(|t| unsafe { x[t].get_unchecked(b) });
+    let mut acc = [[_mm512_setzero_ps(); T]; N];
+    let quants: [_; N] = std::array::from_fn(|n| tiles[n].quants.as_chunks::<BYTES>().0);
+    for b in 0..tiles[0].scales.len() {
+        // SAFETY: `b` counts blocks, and the caller promises that every tile and every token has as many.
+        let (quants, scales, x): ([_; N], [_; N], [_; T]) = unsafe {
+            (
+                std::array::from_fn(|n| quants[n].get_unchecked(b)),
+                std::array::from_fn(|n| tiles[n].scales.get_unchecked(b)),
+                std::array::from_fn(|t| x[t].get_unchecked(b)),
+            )
+        };
         // 8-bit quants leave little to compute: there it makes no difference.
-        if T <= 2 && BYTES == PackedType::Q4_0.quant_bytes() {
-            prefetch(quants, AHEAD);
-            // Two blocks' scales are in one cache line.
-            if b % 2 == 0 {
-                prefetch(scales, AHEAD * size_of::<TileScales>() / BYTES);
+        if T <= FEW && BYTES == PackedType::Q4_0.quant_bytes() {
+            for n in 0..N {
+                prefetch(quants[n], AHEAD);
+                // Two blocks' scales are in one cache line.
+                if b % 2 == 0 {
+                    prefetch(scales[n], AHEAD * size_of::<TileScales>() / BYTES);
+                }
             }
         }
         let dots = dots(quants, x);
-        // SAFETY: a block's scales are 16 f16.
-        let scales = _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(scales.as_ptr().cast()) });
-        for t in 0..T {
-            let scale = _mm512_mul_ps(scales, _mm512_set1_ps(x[t].scale));
-            acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t]), scale, acc[t]);
+        for n in 0..N {
+            // SAFETY: a block's scales are 16 f16.
+            let scales = _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(scales[n].as_ptr().cast()) });
+            for t in 0..T {
+                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(x[t].scale));
+                acc[n][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[n][t]), scale, acc[n][t]);
+            }
         }
     }
-    for t in 0..T {
-        // SAFETY: as where they were loaded.
-        unsafe { _mm512_storeu_ps(sums[t].as_mut_ptr(), acc[t]) };
+    for n in 0..N {
+        for t in 0..T {
+            // SAFETY: a token's sums are 16 numbers.
+            unsafe { _mm512_storeu_ps(sums[n][t].as_mut_ptr(), acc[n][t]) };
+        }
     }
 }
 
@@ -127,33 +144,53 @@ fn quants_at<const BYTES: usize>(quants: &[u8; BYTES], group: usize) -> __m512i 
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn whole_dots_q4_0<const T: usize>(quants: &[u8; 256], x: [&QuantizedBlock; T]) -> [__m512i; T] {
+fn whole_dots_q4_0<const N: usize, const T: usize>(
+    quants: [&[u8; 256]; N],
+    x: [&QuantizedBlock; T],
+) -> [[__m512i; T]; N] {
     let mask = _mm512_set1_epi8(15);
-    let mut sums = x.map(|x| _mm512_set1_epi32(x.offset));
+    let mut sums = [x.map(|x| _mm512_set1_epi32(x.offset)); N];
     for group in 0..4 {
-        let packed = quants_at(quants, group);
-        let low = _mm512_and_si512(packed, mask);
-        let high = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), mask);
-        for t in 0..T {
-            sums[t] = _mm512_dpbusd_epi32(sums[t], low, group_of(x[t], group));
-            sums[t] = _mm512_dpbusd_epi32(sums[t], high, group_of(x[t], group + 4));
-        }
+        let packed = quants.map(|quants| quants_at(quants, group));
+        let low = packed.map(|q| _mm512_and_si512(q, mask));
+        let high = packed.map(|q| _mm512_and_si512(_mm512_srli_epi16::<4>(q), mask));
+        add_group(&mut sums, low, x, group);
+        add_group(&mut sums, high, x, group + 4);
     }
     sums
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn whole_dots_q8_0<const T: usize>(quants: &[u8; 512], x: [&QuantizedBlock; T]) -> [__m512i; T] {
+fn whole_dots_q8_0<const N: usize, const T: usize>(
+    quants: [&[u8; 512]; N],
+    x: [&QuantizedBlock; T],
+) -> [[__m512i; T]; N] {
     let flip = _mm512_set1_epi8(i8::MIN);
-    let mut sums = x.map(|x| _mm512_set1_epi32(16 * x.offset));
+    let mut sums = [x.map(|x| _mm512_set1_epi32(16 * x.offset)); N];
     for group in 0..8 {
-        let q = _mm512_xor_si512(quants_at(quants, group), flip);
-        for t in 0..T {
-            sums[t] = _mm512_dpbusd_epi32(sums[t], q, group_of(x[t], group));
-        }
+        let q = quants.map(|quants| _mm512_xor_si512(quants_at(quants, group), flip));
+        add_group(&mut sums, q, x, group);
     }
     sums
+}
+
+/// Adds the products of a group of quants.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn add_group<const N: usize, const T: usize>(
+    sums: &mut [[__m512i; T]; N],
+    q: [__m512i; N],
+    x: [&QuantizedBlock; T],
+    group: usize,
+) {
+    for t in 0..T {
+        let x = group_of(x[t], group);
+        for n in 0..N {
+            sums[n][t] = _mm512_dpbusd_epi32(sums[n][t], q[n], x);
+        }
+    }
+    in_this_order!(zmm_reg, sums);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 
 use tandem_memory::PackedType;
 
-use super::avx2::{self, Avx2, FEW, group_of, quants_at};
+use super::avx2::{self, Avx2, group_of, nibbles, quants_at};
 use super::{CHAINS, PackedKernels, QuantizedBlock, Tile, TileSums, Tokens};
 
 /// The packed kernels for machines with AVX-VNNI. A value is the proof that this machine has it.
@@ -30,10 +30,14 @@ impl PackedKernels for AvxVnni {
         self.avx2.quantize(x, out);
     }
 
-    fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_>) {
+    fn batch(&self) -> usize {
+        self.avx2.batch()
+    }
+
+    fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_, 1>) {
         // SAFETY: `self` exists, so the machine has the instructions; of `Tokens` it is known that the number of
         // blocks is right.
-        unsafe { in_batches!(tokens, tile, dots, 4, 2, 1) }
+        unsafe { in_batches!(tokens, tile, dots, 4, 3, 2, 1) }
     }
 
     fn multiply_adds(&self, rounds: usize) -> usize {
@@ -50,64 +54,27 @@ impl PackedKernels for AvxVnni {
 unsafe fn dots<const T: usize>(
     tile: Tile<'_>,
     x: &[&[QuantizedBlock]; T],
-    sums: &mut [TileSums; T],
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if T <= FEW {
-            halves::<T, 2>(tile, x, sums, 0);
-        } else {
-            halves::<T, 1>(tile, x, sums, 0);
-            halves::<T, 1>(tile, x, sums, 1);
-        }
-    }
-}
-
-/// Sums of `T` tokens for `H` halves of the tile from the `first` on.
-///
-/// # Safety
-/// Every token must have as many blocks as the tile.
-#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-#[inline]
-unsafe fn halves<const T: usize, const H: usize>(
-    tile: Tile<'_>,
-    x: &[&[QuantizedBlock]; T],
-    sums: &mut [TileSums; T],
-    first: usize,
+    [sums]: [&mut [TileSums; T]; 1],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         match tile.kind {
-            PackedType::Q4_0 => avx2::blocks(tile, x, sums, first, |quants, x| {
-                whole_dots_q4_0::<T, H>(quants, x, first)
-            }),
-            PackedType::Q8_0 => avx2::blocks(tile, x, sums, first, |quants, x| {
-                whole_dots_q8_0::<T, H>(quants, x, first)
-            }),
+            PackedType::Q4_0 => avx2::blocks(tile, x, sums, |quants, x| whole_dots_q4_0(quants, x)),
+            PackedType::Q8_0 => avx2::blocks(tile, x, sums, |quants, x| whole_dots_q8_0(quants, x)),
         }
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 #[inline]
-fn whole_dots_q4_0<const T: usize, const H: usize>(
+fn whole_dots_q4_0<const T: usize>(
     quants: &[u8; 256],
     x: [&QuantizedBlock; T],
-    first: usize,
-) -> [[__m256i; H]; T] {
-    let mask = _mm256_set1_epi8(15);
-    let mut sums: [[_; H]; T] = x.map(|x| [_mm256_set1_epi32(x.offset); H]);
+) -> [[__m256i; 2]; T] {
+    let mut sums = x.map(|x| [_mm256_set1_epi32(x.offset); 2]);
     for group in 0..4 {
-        let packed: [_; H] =
-            std::array::from_fn(|half| quants_at(quants, 2 * group + first + half));
-        let low = packed.map(|q| _mm256_and_si256(q, mask));
-        let high = packed.map(|q| _mm256_and_si256(_mm256_srli_epi16::<4>(q), mask));
-        for t in 0..T {
-            for (q, x) in [(low, group_of(x[t], group)), (high, group_of(x[t], group + 4))] {
-                for half in 0..H {
-                    sums[t][half] = _mm256_dpbusd_avx_epi32(sums[t][half], q[half], x);
-                }
-            }
+        for (n, q) in nibbles(quants_at(quants, group)).into_iter().enumerate() {
+            add_group(&mut sums, q, x, group + 4 * n);
         }
     }
     sums
@@ -115,25 +82,35 @@ fn whole_dots_q4_0<const T: usize, const H: usize>(
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 #[inline]
-fn whole_dots_q8_0<const T: usize, const H: usize>(
+fn whole_dots_q8_0<const T: usize>(
     quants: &[u8; 512],
     x: [&QuantizedBlock; T],
-    first: usize,
-) -> [[__m256i; H]; T] {
+) -> [[__m256i; 2]; T] {
     let flip = _mm256_set1_epi8(i8::MIN);
-    let mut sums: [[_; H]; T] = x.map(|x| [_mm256_set1_epi32(16 * x.offset); H]);
+    let mut sums = x.map(|x| [_mm256_set1_epi32(16 * x.offset); 2]);
     for group in 0..8 {
-        let q: [_; H] = std::array::from_fn(|half| {
-            _mm256_xor_si256(quants_at(quants, 2 * group + first + half), flip)
-        });
-        for t in 0..T {
-            let x = group_of(x[t], group);
-            for half in 0..H {
-                sums[t][half] = _mm256_dpbusd_avx_epi32(sums[t][half], q[half], x);
-            }
-        }
+        let q = quants_at(quants, group).map(|q| _mm256_xor_si256(q, flip));
+        add_group(&mut sums, q, x, group);
     }
     sums
+}
+
+/// Adds the products of a group of quants.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+#[inline]
+fn add_group<const T: usize>(
+    sums: &mut [[__m256i; 2]; T],
+    q: [__m256i; 2],
+    x: [&QuantizedBlock; T],
+    group: usize,
+) {
+    for (sums, x) in sums.iter_mut().zip(x) {
+        let x = group_of(x, group);
+        for (sum, q) in sums.iter_mut().zip(q) {
+            *sum = _mm256_dpbusd_avx_epi32(*sum, q, x);
+        }
+    }
+    in_this_order!(ymm_reg, sums);
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]

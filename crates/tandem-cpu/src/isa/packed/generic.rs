@@ -21,8 +21,13 @@ impl PackedKernels for Generic {
         }
     }
 
-    fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_>) {
-        while let Some(([x], [sums])) = tokens.take::<1>() {
+    fn batch(&self) -> usize {
+        8
+    }
+
+    fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_, 1>) {
+        while let Some(([x], [[sums]])) = tokens.take::<1>() {
+            sums.fill(0.0);
             let quants = tile.quants.chunks_exact(tile.kind.quant_bytes());
             for ((quants, scales), x) in quants.zip(tile.scales).zip(*x) {
                 let dots = match tile.kind {
@@ -58,8 +63,13 @@ fn quantize(x: &[f32; BLOCK_COLS]) -> QuantizedBlock {
         Err(scale) => QuantizedBlock { scale, ..QuantizedBlock::default() },
         Ok((scale, inverse)) => {
             let values = x.map(|x| ((x * inverse + NO_FRACTION) - NO_FRACTION) as i8);
-            let sum: i32 = values.iter().map(|&v| i32::from(v)).sum();
-            QuantizedBlock { values, scale, offset: -8 * sum }
+            let mut sums = [0; 2];
+            for pairs in values.as_chunks::<2>().0.as_chunks().0 {
+                for (sum, [a, b]) in sums.iter_mut().zip::<&[[i8; 2]; 2]>(pairs) {
+                    *sum += i16::from(*a) + i16::from(*b);
+                }
+            }
+            QuantizedBlock::new(values, scale, sums)
         }
     }
 }

@@ -11,17 +11,42 @@
 //!
 //! Quants of q4_0 have an offset of 8. `sum((q - 8) x) = sum(q x) - 8 sum(x)`, and the second term is known from
 //! quantizing the activations ([`QuantizedBlock::offset`]): it is where the sum starts.
+//!
+//! With as many tokens at a time as there are registers for, loads, multiplications and taking quants apart go on side by
+//! side, and multiplications are what takes the time.
 
-/// Takes a tile's tokens in batches of the sizes given, the largest first, and hands each batch to `dots`.
+/// Takes tokens in batches of the sizes given, the largest first, and hands each batch to `dots`.
 ///
 /// A macro because the batch size is a parameter of the kernel's type.
 #[cfg(target_arch = "x86_64")]
 macro_rules! in_batches {
-    ($tokens:ident, $tile:ident, $dots:ident, $($size:literal),+) => {{
-        $(while let Some((x, sums)) = $tokens.take() {
-            $dots::<$size>($tile, x, sums);
+    ($tokens:ident, $tiles:expr, $dots:ident, $($size:literal),+) => {{
+        $(while let Some((x, sums)) = $tokens.take::<$size>() {
+            $dots($tiles, x, sums);
         })+
     }};
+}
+
+/// Has the compiler finish these sums, vectors of a class of registers, before what comes after. It otherwise computes the
+/// whole block of one token after the other's, and has no registers for all that several tokens share.
+///
+/// A macro because only the caller has the registers.
+#[cfg(target_arch = "x86_64")]
+macro_rules! in_this_order {
+    ($class:ident, $sums:expr) => {
+        for sum in $sums.as_flattened_mut() {
+            let mut kept = *sum;
+            // SAFETY: there is no instruction in it.
+            unsafe {
+                std::arch::asm!(
+                    "/* {0} */",
+                    inout($class) kept,
+                    options(nomem, nostack, preserves_flags)
+                );
+            }
+            *sum = kept;
+        }
+    };
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -31,8 +56,6 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
 mod generic;
-
-use std::ops::Range;
 
 use half::f16;
 use tandem_memory::PackedType;
@@ -52,12 +75,22 @@ pub(crate) struct QuantizedBlock {
     pub(crate) scale: f32,
     /// -8 times the sum of the values: what the offset of 4-bit weights adds to a dot product.
     pub(crate) offset: i32,
+    /// That in two parts: of the first two values of every group of 4, and of the last two.
+    pub(crate) halves: [i16; 2],
+}
+
+impl QuantizedBlock {
+    /// From the values, and the sums of the first two and of the last two values of every group of 4.
+    fn new(values: [i8; BLOCK_COLS], scale: f32, sums: [i16; 2]) -> Self {
+        let halves = sums.map(|sum| -8 * sum);
+        Self { values, scale, offset: halves.map(i32::from).iter().sum(), halves }
+    }
 }
 
 /// Sums of one token for the rows of a tile.
 pub(crate) type TileSums = [f32; TILE_ROWS];
 
-/// Some blocks of a tile of packed weights.
+/// A tile of packed weights.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<'a> {
     kind: PackedType,
@@ -67,15 +100,12 @@ pub(crate) struct Tile<'a> {
     scales: &'a [TileScales],
 }
 
-/// The same blocks of some tiles that follow each other in memory.
-#[derive(Clone)]
+/// Tiles that follow each other in memory.
 pub(crate) struct Tiles<'a> {
     /// All of the tiles as one.
     all: Tile<'a>,
-    /// Blocks that a tile has in memory.
-    stride: usize,
-    /// Those of them that are meant.
-    blocks: Range<usize>,
+    /// Blocks of each tile.
+    blocks: usize,
 }
 
 /// Scales of a block for the rows of a tile.
@@ -92,45 +122,20 @@ impl<'a> Tiles<'a> {
         assert!(rest.is_empty(), "scales of whole blocks");
         assert_eq!(quants.len(), scales.len() * kind.quant_bytes(), "quants of {kind:?}");
         assert!(scales.len().is_multiple_of(blocks), "tiles of {blocks} blocks");
-        Self { all: Tile { kind, quants, scales }, stride: blocks, blocks: 0..blocks }
-    }
-
-    /// Some blocks of each tile.
-    pub(crate) fn part(&self, blocks: Range<usize>) -> Self {
-        assert!(blocks.end <= self.stride, "blocks {blocks:?} of {}", self.stride);
-        Self { blocks, ..*self }
-    }
-
-    /// Blocks of each tile.
-    pub(crate) fn blocks(&self) -> usize {
-        self.blocks.len()
-    }
-
-    /// Bytes of a block.
-    pub(crate) fn block_bytes(&self) -> usize {
-        self.all.kind.quant_bytes() + size_of::<TileScales>()
+        Self { all: Tile { kind, quants, scales }, blocks }
     }
 
     /// How many tiles these are.
     pub(crate) fn len(&self) -> usize {
-        self.all.scales.len() / self.stride
+        self.all.scales.len() / self.blocks
     }
 
-    fn iter(&self) -> impl Iterator<Item = Tile<'a>> {
-        let Self { all, stride, blocks } = self.clone();
-        let part = move |n| all.part(n * stride + blocks.start..n * stride + blocks.end);
-        (0..self.len()).map(part)
-    }
-}
-
-impl Tile<'_> {
-    fn part(&self, blocks: Range<usize>) -> Self {
-        let bytes = self.kind.quant_bytes();
-        Self {
-            kind: self.kind,
-            quants: &self.quants[blocks.start * bytes..blocks.end * bytes],
-            scales: &self.scales[blocks],
-        }
+    fn tile(&self, index: usize) -> Tile<'a> {
+        let Tile { kind, quants, scales } = self.all;
+        let blocks = index * self.blocks..(index + 1) * self.blocks;
+        let bytes = kind.quant_bytes();
+        let quants = &quants[blocks.start * bytes..blocks.end * bytes];
+        Tile { kind, quants, scales: &scales[blocks] }
     }
 }
 
@@ -139,22 +144,42 @@ pub(crate) trait PackedKernels: Sync {
     /// Quantizes activations; `x` has 32 for each block.
     fn quantize(&self, x: &[f32], out: &mut [QuantizedBlock]);
 
-    /// Adds to each token's sums the dot products of the tile's rows and the token's activations. Every token has as
-    /// many blocks as the tile.
-    fn tile_dots(&self, tile: Tile<'_>, tokens: Tokens<'_, '_>);
+    /// Tokens that are best taken at a time: as many as there are registers for.
+    fn batch(&self) -> usize;
 
-    /// Adds to `sums[tile][token][row]` the dot product of a row of a tile and the activations of a token.
+    /// Leaves in each token's sums the dot products of the tile's rows and the token's activations. Every token has as
+    /// many blocks as the tile.
+    fn tile_dots(&self, tile: Tile<'_>, tokens: Tokens<'_, '_, 1>);
+
+    /// As [`Self::tile_dots`], for two tiles with as many blocks: with registers for both, each of a token's numbers is
+    /// loaded once for the two.
+    fn pair_dots(&self, tiles: [Tile<'_>; 2], tokens: Tokens<'_, '_, 2>) {
+        for (tile, sums) in tiles.into_iter().zip(tokens.sums) {
+            self.tile_dots(tile, Tokens { x: tokens.x, sums: [sums] });
+        }
+    }
+
+    /// Leaves in `sums[tile][token][row]` the dot product of a row of a tile and the activations of a token.
     ///
     /// # Panics
     /// When a token has not as many blocks as a tile, or there is not one sum for each.
     fn dots(&self, tiles: &Tiles<'_>, x: &[&[QuantizedBlock]], sums: &mut [TileSums]) {
-        assert!(x.iter().all(|x| x.len() == tiles.blocks()), "blocks of every token");
+        assert!(x.iter().all(|x| x.len() == tiles.blocks), "blocks of every token");
         assert_eq!(sums.len(), tiles.len() * x.len(), "sums of every tile and token");
         if x.is_empty() {
             return;
         }
-        for (tile, sums) in tiles.iter().zip(sums.chunks_exact_mut(x.len())) {
-            self.tile_dots(tile, Tokens { x, sums });
+        // Few tokens leave the time to the memory, which one stream of tiles suits best.
+        let together = if x.len() <= FEW { 1 } else { 2 };
+        for (n, sums) in sums.chunks_mut(together * x.len()).enumerate() {
+            let first = tiles.tile(together * n);
+            match sums.split_at_mut(x.len()) {
+                (sums, []) => self.tile_dots(first, Tokens { x, sums: [sums] }),
+                (sums, more) => {
+                    let tiles = [first, tiles.tile(together * n + 1)];
+                    self.pair_dots(tiles, Tokens { x, sums: [sums, more] });
+                }
+            }
         }
     }
 
@@ -163,25 +188,36 @@ pub(crate) trait PackedKernels: Sync {
     fn multiply_adds(&self, rounds: usize) -> usize;
 }
 
+/// Tokens that count as few: weights that come from memory take longer than the arithmetic.
+const FEW: usize = 2;
+
 /// Sums that [`PackedKernels::multiply_adds`] adds to in turn: more than the instructions' latency times the units
 /// that execute them, so that none waits for another.
 const CHAINS: usize = 12;
 
-/// Tokens and their sums for a tile, to be taken as many at a time as there are registers for. Made by
-/// [`PackedKernels::dots`] alone, which has checked that each token has as many blocks as the tile.
-pub(crate) struct Tokens<'a, 'x> {
+/// Tokens and their sums for some tiles, to be taken as many at a time as there are registers for. Made by
+/// [`PackedKernels::dots`] alone, which has checked that each token has as many blocks as each tile.
+pub(crate) struct Tokens<'a, 'x, const TILES: usize> {
     x: &'a [&'x [QuantizedBlock]],
-    sums: &'a mut [TileSums],
+    /// Of each tile, one for each token.
+    sums: [&'a mut [TileSums]; TILES],
 }
 
-impl<'a, 'x> Tokens<'a, 'x> {
+/// `T` tokens, and their sums for each of some tiles.
+type Batch<'a, 'x, const TILES: usize, const T: usize> =
+    (&'a [&'x [QuantizedBlock]; T], [&'a mut [TileSums; T]; TILES]);
+
+impl<'a, 'x, const TILES: usize> Tokens<'a, 'x, TILES> {
     /// The next `T` tokens, if there are as many.
-    fn take<const T: usize>(
-        &mut self,
-    ) -> Option<(&'a [&'x [QuantizedBlock]; T], &'a mut [TileSums; T])> {
-        let (x, x_rest) = self.x.split_first_chunk()?;
-        let (sums, sums_rest) = std::mem::take(&mut self.sums).split_first_chunk_mut()?;
-        (self.x, self.sums) = (x_rest, sums_rest);
+    fn take<const T: usize>(&mut self) -> Option<Batch<'a, 'x, TILES, T>> {
+        let (x, rest) = self.x.split_first_chunk()?;
+        self.x = rest;
+        let sums = self.sums.each_mut().map(|sums| {
+            let (first, rest) =
+                std::mem::take(sums).split_first_chunk_mut().expect("a sum for each token");
+            *sums = rest;
+            first
+        });
         Some((x, sums))
     }
 }

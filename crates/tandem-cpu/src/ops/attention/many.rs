@@ -10,6 +10,8 @@ use crate::scratch::with_scratch;
 /// Keys that are unpacked at a time: with their values 72 KiB at heads of 128.
 const KEY_BLOCK: usize = 72;
 const _: () = assert!(KEY_BLOCK.is_multiple_of(KEY_STEP));
+/// Queries that are put into a panel together, which they divide: they fill a part of a cache line of each row.
+const TOGETHER: usize = 8;
 
 impl Task<'_> {
     pub(super) fn attend_many(&self, block: &Block, keys: Range<usize>, part: &mut Part<'_>) {
@@ -17,9 +19,10 @@ impl Task<'_> {
         let (kernels, panel) = (self.kernels, self.kernels.panel());
         part.max.fill(f32::MIN);
         part.sum.fill(0.0);
-        let lengths = [rows * dim, dim, KEY_BLOCK * dim, KEY_BLOCK * stride, KEY_BLOCK * panel];
-        with_scratch(lengths, |[panels, query, k, v, scores]| {
-            self.load_panels(block, panels, query);
+        let lengths =
+            [rows * dim, TOGETHER * dim, KEY_BLOCK * dim, KEY_BLOCK * stride, KEY_BLOCK * panel];
+        with_scratch(lengths, |[panels, queries, k, v, scores]| {
+            self.load_panels(block, panels, queries);
             for start in keys.clone().step_by(KEY_BLOCK) {
                 let keys = start..(start + KEY_BLOCK).min(keys.end);
                 let v = &mut v[..keys.len() * stride];
@@ -50,13 +53,16 @@ impl Task<'_> {
     }
 
     /// The queries in panels, `[number][query]`. What is beyond the last query does not matter.
-    fn load_panels(&self, block: &Block, panels: &mut [f32], query: &mut [f32]) {
-        let panel = self.kernels.panel();
-        for row in 0..block.tokens.len() * self.group {
-            self.load_query(block, row, query);
-            let to = &mut panels[row / panel * panel * self.dim + row % panel..];
-            for (to, x) in to.iter_mut().step_by(panel).zip(&*query) {
-                *to = *x;
+    fn load_panels(&self, block: &Block, panels: &mut [f32], queries: &mut [f32]) {
+        let (dim, panel) = (self.dim, self.kernels.panel());
+        let rows = block.tokens.len() * self.group;
+        for (index, panel_out) in panels.chunks_exact_mut(panel * dim).enumerate() {
+            let first = index * panel;
+            for first in (first..rows.min(first + panel)).step_by(TOGETHER) {
+                for (row, query) in (first..rows).zip(queries.chunks_exact_mut(dim)) {
+                    self.load_query(block, row, query);
+                }
+                transpose(queries, &mut panel_out[first % panel..], panel);
             }
         }
     }
@@ -76,12 +82,26 @@ impl Task<'_> {
 
     /// Makes the scores of keys that a query does not see negative infinity.
     fn mask(&self, block: &Block, keys: &Range<usize>, first_row: usize, scores: &mut [f32]) {
-        for (key, scores) in keys.clone().zip(scores.chunks_exact_mut(self.kernels.panel())) {
-            for (row, score) in scores.iter_mut().enumerate() {
-                if !self.visible(self.token(block, first_row + row)).contains(&key) {
-                    *score = f32::NEG_INFINITY;
-                }
+        let panel = self.kernels.panel();
+        for row in 0..panel {
+            let seen = self.visible(self.token(block, first_row + row));
+            let from = seen.start.clamp(keys.start, keys.end);
+            let to = seen.end.clamp(from, keys.end);
+            for key in (keys.start..from).chain(to..keys.end) {
+                scores[(key - keys.start) * panel + row] = f32::NEG_INFINITY;
             }
+        }
+    }
+}
+
+/// Puts [`TOGETHER`] rows into as many columns of `to`, whose rows are `stride` numbers apart.
+fn transpose(rows: &[f32], to: &mut [f32], stride: usize) {
+    let dim = rows.len() / TOGETHER;
+    let rows: [&[f32]; TOGETHER] = std::array::from_fn(|n| &rows[n * dim..][..dim]);
+    for (at, to) in to.chunks_mut(stride).enumerate() {
+        let to = &mut to[..TOGETHER];
+        for (to, row) in to.iter_mut().zip(rows) {
+            *to = row[at];
         }
     }
 }

@@ -11,10 +11,12 @@
 mod largest;
 mod packed;
 mod rows;
+mod upcoming;
 
 use std::ops::Range;
 
 pub use largest::Largest;
+pub use upcoming::announce;
 
 use super::{Input, Weights};
 use crate::cpu::Cpu;
@@ -195,6 +197,13 @@ struct Output<'a> {
 }
 
 impl Output<'_> {
+    /// Has the places of some results brought to the core's cache while they are being computed.
+    fn expect(&self, tokens: Range<usize>, rows: Range<usize>) {
+        for token in tokens {
+            self.out.expect(token * self.rows + rows.start, rows.len());
+        }
+    }
+
     /// Writes the sums of one token, from row `first` on, with the bias added.
     #[allow(unsafe_code)]
     fn write(&self, token: usize, first: usize, sums: &[f32]) {

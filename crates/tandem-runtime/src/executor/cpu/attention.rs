@@ -11,17 +11,16 @@ use crate::profile::Operation;
 impl Pass<'_> {
     pub(super) fn attention_layernorm(&mut self, layer: usize) {
         let layer = self.model.layer(layer);
-        let weights = [L::QWeight, L::KWeight, L::VWeight].map(|w| layer.matrix(w));
         let norm = layer.norm(L::AttnNormWeight, L::AttnNormBias);
         let acts = &mut *self.activations;
-        self.input.norm(self.cpu, norm, &acts.x, &mut acts.normed, &weights);
+        self.input.norm(self.cpu, norm, &acts.x, &mut acts.normed, &layer.qkv());
         self.profile.lap(Operation::AttentionLayernorm);
     }
 
     pub(super) fn attention_qkv_proj(&mut self, layer: usize) {
         let layer = self.model.layer(layer);
         let acts = &mut *self.activations;
-        let [wq, wk, wv] = [L::QWeight, L::KWeight, L::VWeight].map(|w| layer.matrix(w));
+        let [wq, wk, wv] = layer.qkv();
         let normed = (Activated::Normed, &acts.normed[..]);
         let input = self.input.of(self.cpu, normed, &[wq, wk, wv], Precision::Bits8);
         let project =

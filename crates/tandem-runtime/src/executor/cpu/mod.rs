@@ -3,6 +3,7 @@
 mod attention;
 mod head;
 mod moe;
+mod upcoming;
 
 pub(super) use moe::down_precision;
 
@@ -18,6 +19,7 @@ impl Pass<'_> {
     /// Computes one step.
     pub(super) fn on_cpu(&mut self, step: Step) -> Result<()> {
         let layer = usize::from(step.layer.unwrap_or_default());
+        self.announce_after(step.operation, layer);
         match step.operation {
             Op::Embedding => self.embedding(),
             Op::AttentionLayernorm => self.attention_layernorm(layer),

@@ -1,0 +1,105 @@
+//! How long somebody was busy, of stretches of time that overlap.
+
+use std::collections::BTreeMap;
+
+/// Stretches that ended longer ago than this are added up and forgotten: two seconds, in nanoseconds.
+const HORIZON: u64 = 2_000_000_000;
+
+/// Gaps up to this length count as busy: a microsecond, which the bookkeeping between two operations takes.
+const GAP: u64 = 1_000;
+
+/// The length of a union of stretches of time, with its smallest gaps.
+///
+/// Stretches may come in any order, as long as each begins after the time that has been forgotten; of one that does not,
+/// only the rest counts. Memory is bounded by what happens within the horizon.
+#[derive(Debug, Default)]
+pub(super) struct BusyTime {
+    forgotten: u64,
+    /// Where the last forgotten stretch ended.
+    forgotten_until: u64,
+    /// Stretches with larger gaps between them, end by beginning.
+    stretches: BTreeMap<u64, u64>,
+}
+
+impl BusyTime {
+    /// Adds a stretch of time, in nanoseconds since some fixed moment.
+    pub(super) fn add(&mut self, start: u64, end: u64) {
+        let (mut start, mut end) = (start.max(self.forgotten_until), end);
+        if start >= end {
+            return;
+        }
+        // All that the stretch comes near becomes one with it. The last of them is the one that begins last.
+        while let Some((&s, &e)) = self.stretches.range(..=end + GAP).next_back()
+            && e + GAP >= start
+        {
+            self.stretches.remove(&s);
+            (start, end) = (start.min(s), end.max(e));
+        }
+        self.stretches.insert(start, end);
+        self.forget();
+    }
+
+    /// Nanoseconds in which there was at least one stretch, or a gap between two.
+    pub(super) fn total(&self) -> u64 {
+        self.forgotten + self.stretches.iter().map(|(start, end)| end - start).sum::<u64>()
+    }
+
+    fn forget(&mut self) {
+        let newest = self.stretches.last_key_value().map_or(0, |(_, &end)| end);
+        while let Some(oldest) = self.stretches.first_entry()
+            && *oldest.get() + HORIZON < newest
+        {
+            let (start, end) = oldest.remove_entry();
+            self.forgotten += end - start;
+            self.forgotten_until = end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn is_the_length_of_the_union(
+            stretches in prop::collection::vec((0..300_usize, 0..40_usize), 0..40)
+        ) {
+            // Whatever is not busy is too long for a gap.
+            let unit = GAP + 1;
+            let mut busy = BusyTime::default();
+            let mut moments = [false; 340];
+            for (start, length) in stretches {
+                busy.add(start as u64 * unit, (start + length) as u64 * unit);
+                moments[start..start + length].fill(true);
+                let expected = moments.iter().filter(|busy| **busy).count() as u64;
+                prop_assert_eq!(busy.total(), expected * unit);
+            }
+        }
+    }
+
+    #[test]
+    fn gaps_of_a_microsecond_are_busy() {
+        let mut busy = BusyTime::default();
+        for (start, end) in [(0, 5000), (6000, 7000), (8001, 9000)] {
+            busy.add(start, end);
+        }
+        assert_eq!(busy.total(), 7000 + 999);
+    }
+
+    #[test]
+    fn remembers_no_more_than_the_horizon() {
+        let mut busy = BusyTime::default();
+        for second in 0..100 {
+            busy.add(second * 1_000_000_000, second * 1_000_000_000 + 10);
+        }
+        assert_eq!(busy.total(), 1000);
+        assert!(busy.stretches.len() <= 3, "{}", busy.stretches.len());
+        // One that began before: what is after the last forgotten one counts, and nothing twice.
+        busy.add(0, 100_000_000_000);
+        let forgotten_until = busy.forgotten_until;
+        assert_eq!(busy.total(), busy.forgotten + 100_000_000_000 - forgotten_until);
+    }
+}

@@ -1,0 +1,77 @@
+//! The one reader of the ring.
+
+use std::sync::Arc;
+
+use tandem_formats::FormatError;
+
+use super::csv::CsvFile;
+use super::event::{Activity, Record};
+use super::recorder::Shared;
+use super::totals::Totals;
+use super::trace::TraceFile;
+
+/// Takes records out of the ring, adds them up, and writes them to files.
+pub(super) struct Collector {
+    shared: Arc<Shared>,
+    totals: Totals,
+    files: Files,
+    /// What first went wrong with a file. Nothing is written after it.
+    failure: Option<FormatError>,
+}
+
+/// Where records go.
+pub(super) struct Files {
+    pub(super) csv: Option<CsvFile>,
+    pub(super) trace: Option<TraceFile>,
+}
+
+impl Collector {
+    pub(super) fn new(shared: Arc<Shared>, files: Files) -> Self {
+        Self { shared, totals: Totals::default(), files, failure: None }
+    }
+
+    /// Takes what is in the ring: not more than it holds, so that it ends even where writers are as quick.
+    pub(super) fn collect(&mut self) {
+        for _ in 0..self.shared.capacity() {
+            let Some(record) = self.shared.pop() else { return };
+            self.totals.add(&record);
+            if self.failure.is_none() {
+                self.failure = self.files.write(&self.shared, &record).err();
+            }
+        }
+    }
+
+    /// Sums over what was collected.
+    pub(super) const fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// Slices and values for which the trace had no room.
+    pub(super) fn trace_events_left_out(&self) -> u64 {
+        self.files.trace.as_ref().map_or(0, TraceFile::left_out)
+    }
+
+    /// Completes the files.
+    pub(super) fn finish(self) -> Result<(), FormatError> {
+        match self.failure {
+            Some(failure) => Err(failure),
+            None => self.files.finish(),
+        }
+    }
+}
+
+impl Files {
+    fn write(&mut self, shared: &Shared, record: &Record) -> Result<(), FormatError> {
+        if let (Some(csv), Record::Event(event)) = (&mut self.csv, record)
+            && event.activity == Activity::Compute
+        {
+            csv.write(shared.started(), event)?;
+        }
+        self.trace.as_mut().map_or(Ok(()), |trace| trace.write(record))
+    }
+
+    fn finish(self) -> Result<(), FormatError> {
+        let csv = self.csv.map_or(Ok(()), CsvFile::finish);
+        self.trace.map_or(Ok(()), TraceFile::finish).and(csv)
+    }
+}

@@ -6,6 +6,8 @@
 #define HAS_BIAS 1u
 #define ADD_TO 2u
 #define SELECT 4u
+// Where there is little to do with a weight, more of them are asked for ahead.
+#define COLS_AHEAD (8 / TOKENS)
 
 inline float weight(global const uchar *weights, ulong at) {
 #if KIND == 32
@@ -24,6 +26,7 @@ inline void add_columns(global const uchar *weights, uint row, uint cols, global
     for (uint t = 0; t < TOKENS; t++) {
         sums[t] = 0.0f;
     }
+    __attribute__((opencl_unroll_hint(COLS_AHEAD)))
     for (uint col = LANE; col < cols; col += LANES) {
         const float w = weight(weights, (ulong)row * cols + col);
         for (uint t = 0; t < TOKENS; t++) {

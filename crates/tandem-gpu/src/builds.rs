@@ -51,7 +51,9 @@ pub fn target_builds() -> Vec<TargetBuild> {
         add(s::QUANTIZE, &[("COLS", HIDDEN), ("PLANES", planes)]);
     }
     for kind in [16, 17, 32] {
-        add(s::MATVEC_ROWS, &[("KIND", kind), ("TOKENS", 8)]);
+        for tokens in [1, 8] {
+            add(s::MATVEC_ROWS, &[("KIND", kind), ("TOKENS", tokens)]);
+        }
     }
     for kind in [4, 8, 17] {
         add(s::EMBEDDING, &[("KIND", kind), ("COLS", HIDDEN)]);

@@ -48,7 +48,7 @@ impl Model {
     /// A cache for a part of the experts.
     fn cache(&self, gpu: &Gpu, part: f64, options: CacheOptions) -> ExpertCache {
         let shape = self.shape();
-        let slot: usize = shape.matrix_bytes.iter().map(|b| b.next_multiple_of(64)).sum();
+        let slot = shape.slot_bytes();
         let budget = (part * (slot * N_LAYERS * N_EXPERTS) as f64) as usize;
         ExpertCache::new(gpu, shape, CacheOptions { budget, ..options }).unwrap()
     }
@@ -162,7 +162,7 @@ fn a_script_has_exact_statistics() {
         let model = Model::random(PackedType::Q4_0);
         let cache = model.cache(gpu, 0.25, CacheOptions::with_budget(0));
         assert_eq!(cache.slots(), N_EXPERTS);
-        let slot: usize = model.shape().matrix_bytes.iter().map(|b| b.next_multiple_of(64)).sum();
+        let slot = model.shape().slot_bytes();
         let loaded = std::cell::RefCell::new(VecDeque::new());
         let load = |id: ExpertId, into: [&mut [u8]; MATRICES]| {
             loaded.borrow_mut().push_back((id.layer, id.expert));

@@ -58,6 +58,17 @@ pub enum GpuError {
     },
 }
 
+impl GpuError {
+    /// Whether memory for the device could not be had.
+    pub fn is_allocation(&self) -> bool {
+        use cl3::error_codes::{CL_MEM_OBJECT_ALLOCATION_FAILURE, CL_OUT_OF_HOST_MEMORY};
+        matches!(
+            self,
+            Self::Call { code: ClError(CL_MEM_OBJECT_ALLOCATION_FAILURE | CL_OUT_OF_HOST_MEMORY), .. }
+        )
+    }
+}
+
 /// Why there is no OpenCL on a machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoOpenCl {

@@ -14,6 +14,7 @@ mod model;
 pub mod partition;
 pub mod perplexity;
 pub mod plan;
+pub mod policy;
 mod profile;
 mod sampling;
 mod stop;

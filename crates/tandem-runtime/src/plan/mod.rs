@@ -25,6 +25,36 @@ pub enum Placement {
     /// Both at the same time: this part of a matrix's rows, 0 to 1, on the GPU, the others on the CPU. Only for
     /// operations that [can be split](Operation::can_be_split).
     Split(f32),
+    /// Both at the same time: these experts on the GPU, the others on the CPU. Only for the products of experts
+    /// ([`Operation::is_of_experts`]).
+    Experts(ExpertRange),
+}
+
+/// Some experts of every layer that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertRange {
+    /// The first.
+    pub first: u16,
+    /// The last.
+    pub last: u16,
+}
+
+impl ExpertRange {
+    /// Whether an expert is one of them.
+    pub const fn contains(self, expert: u16) -> bool {
+        self.first <= expert && expert <= self.last
+    }
+
+    /// How many they are.
+    pub const fn len(self) -> usize {
+        (self.last - self.first) as usize + 1
+    }
+}
+
+impl fmt::Display for ExpertRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
 }
 
 /// As configs spell it.
@@ -34,6 +64,7 @@ impl fmt::Display for Placement {
             Self::Cpu => f.write_str("cpu"),
             Self::Igpu => f.write_str("igpu"),
             Self::Split(ratio) => write!(f, "split={ratio}"),
+            Self::Experts(range) => write!(f, "igpu experts {range}"),
         }
     }
 }
@@ -119,7 +150,11 @@ impl Plan {
     /// # Panics
     /// As [`Self::placement`], and for an operation that is to be split and cannot be.
     pub fn set(&mut self, operation: Operation, layer: Option<usize>, placement: Placement) {
-        let can_be = operation.can_be_split() || !matches!(placement, Placement::Split(_));
+        let can_be = match placement {
+            Placement::Split(_) => operation.can_be_split(),
+            Placement::Experts(_) => operation.is_of_experts(),
+            Placement::Cpu | Placement::Igpu => true,
+        };
         assert!(can_be, "{} cannot be split", operation.name());
         let index = self.index(operation, layer);
         self.steps[index].placement = placement;

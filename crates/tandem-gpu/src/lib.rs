@@ -31,8 +31,8 @@ pub use choice::{DeviceChoice, Unused, choose, find_device, fits};
 pub use device::{Device, DeviceInfo, DeviceKind, UsmKinds, devices};
 pub use error::{GpuError, NoOpenCl, Result};
 pub use expert_cache::{
-    CacheOptions, CacheStatistics, ExpertCache, ExpertId, ExpertMemory, ExpertShape, MATRICES,
-    Prefetch, ResidentExperts,
+    CacheOptions, CacheStatistics, ExpertCache, ExpertCacheSettings, ExpertId, ExpertMemory,
+    ExpertShape, MATRICES, ModelBytes, Prefetch, ResidentExperts,
 };
 #[doc(hidden)]
 pub use fault::Fault;

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use crate::cl::{Context, Event, Kernel, Program, Queue};
 use crate::device::Device;
 use crate::error::{GpuError, Result};
+use crate::expert_cache::ExpertCacheSettings;
 use crate::fault::{Fault, Faults};
 use crate::memory::{Place, SharedMemory, Sharing};
 use crate::path::Path;
@@ -52,6 +53,7 @@ pub struct Gpu {
     queue: Arc<Queue>,
     memory: SharedMemory,
     cache: Option<ProgramCache>,
+    experts: ExpertCacheSettings,
     device: Device,
     path: Path,
     context: Arc<Context>,
@@ -66,6 +68,8 @@ pub struct GpuOptions {
     pub sharing: Option<Sharing>,
     /// Where compiled kernels are kept.
     pub cache: Option<ProgramCache>,
+    /// What a device with memory of its own may hold of a model.
+    pub experts: ExpertCacheSettings,
 }
 
 /// A kernel's name, and its launch.
@@ -106,6 +110,7 @@ impl Gpu {
             queue,
             memory,
             cache: options.cache,
+            experts: options.experts,
             device,
             path,
             context,
@@ -125,6 +130,11 @@ impl Gpu {
     /// Memory that it shares with the CPU.
     pub fn memory(&self) -> &SharedMemory {
         &self.memory
+    }
+
+    /// What it may hold of a model, where it has memory of its own.
+    pub fn expert_settings(&self) -> ExpertCacheSettings {
+        self.experts
     }
 
     /// What its memory and queues belong to.

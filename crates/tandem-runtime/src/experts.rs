@@ -10,6 +10,7 @@ use tandem_memory::AllocError;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 
 use crate::executor::{Activation, Memory};
+use crate::plan::ExpertRange;
 
 /// Which tokens of a batch use which experts, ordered by expert. A *use* is a token's choice of an expert; every
 /// token has two.
@@ -23,6 +24,8 @@ pub(crate) struct ExpertUses {
     pub(crate) places: Activation<u32>,
     /// Where each expert's uses begin, and where the last one's end.
     pub(crate) starts: Activation<u32>,
+    /// The same of some experts only, counted from their first use on, for a GPU that computes no others.
+    part_starts: Activation<u32>,
     /// 0, 1, 2 and so on: the uses themselves, to be selected from.
     pub(crate) numbers: Vec<u32>,
 }
@@ -40,6 +43,7 @@ impl ExpertUses {
         self.weights.resize(memory, uses)?;
         self.places.resize(memory, uses)?;
         self.starts.resize(memory, n_experts + 1)?;
+        self.part_starts.resize(memory, n_experts + 1)?;
         self.numbers.clear();
         self.numbers.extend((0u32..).take(uses));
         Ok(())
@@ -50,6 +54,7 @@ impl ExpertUses {
         self.tokens.upload(gpu)?;
         self.weights.upload(gpu)?;
         self.places.upload(gpu)?;
+        self.part_starts.upload(gpu)?;
         self.starts.upload(gpu)
     }
 
@@ -70,6 +75,31 @@ impl ExpertUses {
             self.starts.lend_mut(scope)?,
             self.tokens.lend_mut(scope)?,
             self.weights.lend_mut(scope)?,
+            self.places.lend_mut(scope)?,
+        ))
+    }
+
+    /// Gets the uses of some experts ready for [`Self::lend_part`]; answers which they are.
+    pub(crate) fn restrict(&mut self, experts: ExpertRange) -> Range<usize> {
+        let first = self.starts[usize::from(experts.first)];
+        let end = self.starts[usize::from(experts.last) + 1];
+        let all = self.starts.iter();
+        for (start, of_all) in self.part_starts.iter_mut().zip(all) {
+            *start = (*of_all).clamp(first, end) - first;
+        }
+        first as usize..end as usize
+    }
+
+    /// Lends a GPU a part of the uses, as if there were no others.
+    pub(crate) fn lend_part<'scope>(
+        &'scope mut self,
+        scope: &'scope Scope<'scope, '_>,
+        part: Range<usize>,
+    ) -> tandem_gpu::Result<Uses<'scope>> {
+        Ok(Uses::new(
+            self.part_starts.lend_mut(scope)?,
+            self.tokens.lend_mut(scope)?.slice_mut(part.clone()),
+            self.weights.lend_mut(scope)?.slice_mut(part),
             self.places.lend_mut(scope)?,
         ))
     }

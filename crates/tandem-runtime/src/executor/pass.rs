@@ -56,6 +56,7 @@ impl Pass<'_> {
             let count = match step.placement {
                 Placement::Cpu => self.on_cpu(step).map(|()| 1)?,
                 Placement::Split(share) => self.on_both(step, share).map(|()| 1)?,
+                Placement::Experts(range) => self.by_expert(step, range).map(|()| 1)?,
                 Placement::Igpu => {
                     let run = self.run_length(rest);
                     self.on_igpu(&rest[..run])?;

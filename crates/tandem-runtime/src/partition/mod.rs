@@ -14,6 +14,7 @@ mod yaml;
 
 use std::path::Path;
 
+use tandem_gpu::ExpertCacheSettings;
 use tandem_model::PhimoeConfig;
 
 pub use decide::{Decision, Reason};
@@ -21,7 +22,7 @@ pub use global::{Limits, Scheduling};
 pub use section::PartitionError;
 use section::{Result, Section};
 pub use settings::{
-    BandwidthControl, DegradationStep, ExpertCacheSettings, ExpertStaging, FallbackSettings,
+    BandwidthControl, DegradationStep, ExpertStaging, FallbackSettings,
     MemorySettings, OutputFormat, Pipelining, Stage, TelemetrySettings, ThrottleAction, Trigger,
     UsmMode,
 };
@@ -187,6 +188,23 @@ impl Partition {
     /// How devices get at memory.
     pub fn memory(&self) -> &MemorySettings {
         &self.memory
+    }
+
+    /// What a GPU with memory of its own may hold of the experts, where `reserved` bytes of it are for other things than
+    /// weights.
+    pub fn expert_cache(&self, reserved: u64) -> ExpertCacheSettings {
+        let ExpertStaging { buffers, experts_per_buffer, prefetch } =
+            self.pipelining.expert_staging;
+        ExpertCacheSettings {
+            enabled: self.memory.expert_cache,
+            cache_bytes: Some(self.memory.expert_cache_bytes),
+            memory_limit: self.limits.igpu_memory,
+            reserved,
+            staging_bytes: self.memory.staging_bytes,
+            staging_buffers: if self.scheduling.double_buffering { buffers } else { 1 },
+            experts_per_buffer,
+            prefetch: Some(prefetch),
+        }
     }
 
     /// What is recorded, and where it goes.

@@ -8,8 +8,9 @@
 //!
 //! Experts are split in the rows of gate and up, and then in those of down. To split down by the columns that follow from
 //! gate's rows would spare the wait between the two, but then both devices have a part of every sum, and the result is
-//! neither's.
+//! neither's. Experts may also be shared out whole ([`experts`]).
 
+mod experts;
 mod split;
 
 use std::ops::Range;

@@ -1,10 +1,10 @@
 //! The section `memory`: how devices get at memory, and the cache of experts on a GPU with memory of its own.
 
-use tandem_gpu::{CacheOptions, ExpertShape, Sharing};
+use tandem_gpu::Sharing;
 
-use super::ExpertStaging;
 use crate::partition::MEGABYTE;
 use crate::partition::section::{Result, Section};
+use crate::partition::yaml::Value;
 
 /// How devices get at memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,9 +14,12 @@ pub struct MemorySettings {
     /// Which kind of it.
     pub usm_mode: UsmMode,
     /// Bytes of staging memory for uploads of experts, at most.
-    pub staging_bytes: usize,
-    /// Experts that such a GPU keeps.
-    pub expert_cache: ExpertCacheSettings,
+    pub staging_bytes: u64,
+    /// Whether a GPU with memory of its own may hold only some of the experts at a time. Where memory is shared, all of
+    /// them are where both devices can read them, and this and what follows is without effect.
+    pub expert_cache: bool,
+    /// Bytes of such a GPU's memory for experts. Of those that do not fit, the ones used last stay.
+    pub expert_cache_bytes: u64,
 }
 
 /// Kinds of unified shared memory.
@@ -29,24 +32,14 @@ pub enum UsmMode {
     Device,
 }
 
-/// Experts that a GPU with memory of its own keeps. Where memory is shared there is nothing to keep: all of them are
-/// where both devices can read them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExpertCacheSettings {
-    /// Whether experts are kept, those used last: without it, all weights are copied to the GPU once.
-    pub enabled: bool,
-    /// Bytes of the GPU's memory for them.
-    pub bytes: usize,
-}
-
 impl Default for MemorySettings {
     fn default() -> Self {
-        let expert_cache = ExpertCacheSettings { enabled: true, bytes: megabytes(1024) };
         Self {
             use_usm: true,
             usm_mode: UsmMode::Host,
-            staging_bytes: megabytes(512),
-            expert_cache,
+            staging_bytes: 512 * MEGABYTE,
+            expert_cache: true,
+            expert_cache_bytes: 1024 * MEGABYTE,
         }
     }
 }
@@ -60,67 +53,31 @@ impl MemorySettings {
             (UsmMode::Host, true) => None,
         }
     }
-
-    /// The cache of experts of that shape, where there is to be one. Staging buffers get smaller, and then fewer, until
-    /// they fit the memory that is there for them.
-    pub fn expert_cache(
-        &self,
-        staging: ExpertStaging,
-        double_buffering: bool,
-        shape: &ExpertShape,
-    ) -> Option<CacheOptions> {
-        if !self.expert_cache.enabled {
-            return None;
-        }
-        let fit = (self.staging_bytes / shape.slot_bytes().max(1)).max(1);
-        let buffers = if double_buffering { staging.buffers } else { 1 };
-        let experts_per_buffer = staging.experts_per_buffer.min((fit / buffers).max(1));
-        Some(CacheOptions {
-            budget: self.expert_cache.bytes,
-            staging_buffers: buffers.min(fit / experts_per_buffer).max(1),
-            experts_per_buffer,
-            prefetch: staging.prefetch,
-        })
-    }
-}
-
-fn megabytes(count: usize) -> usize {
-    count * MEGABYTE as usize
 }
 
 pub(in crate::partition) fn read(section: &Section<'_>) -> Result<MemorySettings> {
     section.only(&["use_usm", "usm_mode", "staging_buffer_size_mb", "expert_cache"])?;
     let usual = MemorySettings::default();
-    // The names that there are, so that one that is not to be had is told from one that does not exist.
-    let modes = [("host", Some(UsmMode::Host)), ("device", Some(UsmMode::Device)), ("shared", None)];
-    let usm_mode = match section.one_of("usm_mode", &modes)? {
-        None => usual.usm_mode,
-        Some(Some(mode)) => mode,
-        Some(None) => return Err(no_shared_mode(section)),
-    };
+    if let Some(entry) = section.get("usm_mode")
+        && matches!(&entry.node.value, Value::Text(text) if text == "shared")
+    {
+        let expected = "host or device: older drivers do not cache `shared` allocations for the CPU, and `host` ones \
+                        are shared without a copy as well";
+        return Err(section.invalid(entry, expected));
+    }
+    let modes = [("host", UsmMode::Host), ("device", UsmMode::Device)];
     let cache = section.section("expert_cache")?;
     cache.only(&["enabled", "cache_size_mb", "eviction_policy"])?;
     // There is one way to choose what gives way.
     cache.one_of("eviction_policy", &[("lru", ())])?;
     let size = |section: &Section<'_>, key| {
-        Ok(section.count(key, 1..=1 << 20)?.map(megabytes))
+        Ok(section.count(key, 1..=1 << 20)?.map(|megabytes| megabytes as u64 * MEGABYTE))
     };
     Ok(MemorySettings {
         use_usm: section.flag("use_usm")?.unwrap_or(usual.use_usm),
-        usm_mode,
+        usm_mode: section.one_of("usm_mode", &modes)?.unwrap_or(usual.usm_mode),
         staging_bytes: size(section, "staging_buffer_size_mb")?.unwrap_or(usual.staging_bytes),
-        expert_cache: ExpertCacheSettings {
-            enabled: cache.flag("enabled")?.unwrap_or(usual.expert_cache.enabled),
-            bytes: size(&cache, "cache_size_mb")?.unwrap_or(usual.expert_cache.bytes),
-        },
+        expert_cache: cache.flag("enabled")?.unwrap_or(usual.expert_cache),
+        expert_cache_bytes: size(&cache, "cache_size_mb")?.unwrap_or(usual.expert_cache_bytes),
     })
-}
-
-fn no_shared_mode(section: &Section<'_>) -> crate::partition::PartitionError {
-    let expected = "host or device: `shared` allocations are not cached for the CPU by older drivers, and `host` is \
-                    shared without a copy as well";
-    match section.get("usm_mode") {
-        Some(entry) => section.invalid(entry, expected),
-        None => unreachable!("the key has just been read"),
-    }
 }

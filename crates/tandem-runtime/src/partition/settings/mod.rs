@@ -8,7 +8,7 @@ mod telemetry;
 
 pub use bandwidth::{BandwidthControl, ThrottleAction};
 pub use fallback::{DegradationStep, FallbackSettings, Trigger};
-pub use memory::{ExpertCacheSettings, MemorySettings, UsmMode};
+pub use memory::{MemorySettings, UsmMode};
 pub use pipelining::{ExpertStaging, Pipelining, Stage};
 pub use telemetry::{OutputFormat, TelemetrySettings};
 

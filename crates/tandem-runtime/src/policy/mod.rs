@@ -67,9 +67,6 @@ mod tests {
             assert_eq!(json, format!("\"{}\"", kind.name()));
         }
         let message = "adaptve".parse::<PolicyKind>().unwrap_err().to_string();
-        assert_eq!(
-            message,
-            "policy: expected static, bandwidth_aware, adaptive, found 'adaptve'"
-        );
+        assert_eq!(message, "policy: expected static, bandwidth_aware, adaptive, found 'adaptve'");
     }
 }

@@ -13,6 +13,7 @@ use crate::bandwidth::{BandwidthToken, ByteCounters, HeavyOperations, Permit, Pr
 use crate::device::Device;
 use crate::error::Result;
 use crate::plan::{Placement, Step};
+use crate::profile::Operation as Op;
 use crate::telemetry::{Recorder, Task};
 
 /// How long an operation waits for the bandwidth token before it goes on without: the token makes things faster, and
@@ -89,6 +90,11 @@ impl Instruments {
     /// The number of the newest pass that wrote a token of each of its texts; `None` before the first.
     pub fn newest_decode(&self) -> Option<u64> {
         Some(self.numbers.newest_decode.load(Ordering::Relaxed)).filter(|&number| number > 0)
+    }
+
+    /// Whether an operation holds the bandwidth token.
+    pub(super) fn is_heavy(&self, operation: Op) -> bool {
+        self.token.as_ref().is_some_and(|(_, heavy)| heavy.contains(operation))
     }
 
     /// Whether nothing watches, and nothing holds back.
@@ -203,7 +209,7 @@ impl Pass<'_> {
         for (i, &step) in (0u32..).zip(steps) {
             let evenly = (start + each * i, start + each * (i + 1));
             let (start, end) = times.next().unwrap_or(evenly);
-            let bytes = cost(self.model, self.batch, self.caches[0], step).0 as u64;
+            let bytes = cost(self.model, self.batch, step).0 as u64;
             self.tell(step, Device::Igpu, Stretch { start, end, bytes });
             moved += bytes;
         }

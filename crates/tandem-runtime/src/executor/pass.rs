@@ -26,8 +26,8 @@ pub(super) struct Pass<'a> {
     pub(super) parts: &'a mut Activation<f32>,
     pub(super) input: &'a mut CpuInput,
     pub(super) profile: &'a mut Profile,
-    /// The caches of the batch's sequences.
-    pub(super) caches: &'a mut [&'a mut KvCache],
+    /// The caches of the batch's sequences; none where others have them, and nothing is attended to.
+    pub(super) caches: Vec<&'a mut KvCache>,
     /// Where the largest logits of each wanted token go; empty where they are not asked for.
     pub(super) largest: &'a [Largest<'a>],
     pub(super) trace: Option<&'a mut RouterTrace>,
@@ -48,9 +48,14 @@ impl Pass<'_> {
         let steps: Vec<Step> = plan
             .steps()
             .take_while(|step| wanted || step.operation != Operation::FinalLayernorm)
-            .map(|step| Step { placement: self.placement(step), ..step })
+            .map(|step| self.resolved(step))
             .collect();
-        let mut rest = &steps[..];
+        self.run_all(&steps)
+    }
+
+    /// Computes some steps, which are where they can be computed.
+    pub(super) fn run_all(&mut self, steps: &[Step]) -> Result<()> {
+        let mut rest = steps;
         while let Some(&step) = rest.first() {
             if step.placement != Placement::Igpu
                 && let Some(gpu) = self.igpu.as_deref().and_then(Igpu::own_memory)
@@ -74,7 +79,7 @@ impl Pass<'_> {
     }
 
     /// Writes down what only the GPU reads.
-    fn prepare_igpu(&mut self) {
+    pub(super) fn prepare_igpu(&mut self) {
         let acts = &mut *self.activations;
         acts.ids.copy_from_slice(&self.batch.ids);
         let width = ANGLE * self.model.config().head_dim / 2;
@@ -83,18 +88,19 @@ impl Pass<'_> {
         }
     }
 
-    /// What computes a step: where the plan says, unless the GPU does not compute such.
-    fn placement(&self, step: Step) -> Placement {
+    /// A step where it can be computed: where the plan says, unless the GPU does not compute such.
+    pub(super) fn resolved(&self, step: Step) -> Step {
         let refused = |igpu: &Igpu| {
             let mut kinds = self.caches.iter().map(|kv| kv.kind());
             kinds.any(|kind| igpu.refusal(step.operation, kind).is_some())
         };
-        match step.placement {
+        let placement = match step.placement {
             _ if self.igpu.as_deref().is_none_or(refused) => Placement::Cpu,
             Placement::Split(share) if share <= 0.0 => Placement::Cpu,
             Placement::Split(share) if share >= 1.0 => Placement::Igpu,
             placement => placement,
-        }
+        };
+        Step { placement, ..step }
     }
 
     /// How many steps from the first on are the GPU's. What the router decided must be listened to before it is

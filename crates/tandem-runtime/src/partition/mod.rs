@@ -159,6 +159,16 @@ impl Partition {
         self.scheduling.pipelining.then_some(&self.pipelining.table)
     }
 
+    /// What the machine is taken to be like.
+    pub fn conditions(&self) -> Conditions {
+        self.conditions
+    }
+
+    /// Share of the CPU's time that other programs must leave for `auto` to put a token's experts there.
+    pub(crate) fn cpu_idle_threshold(&self) -> f64 {
+        self.thresholds.cpu_idle
+    }
+
     /// The same for a machine that is like this.
     #[must_use]
     pub fn under(self, conditions: Conditions) -> Self {

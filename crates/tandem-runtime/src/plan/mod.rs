@@ -8,6 +8,8 @@ mod planner;
 
 pub use bytes::Traffic;
 pub use planner::{Case, Planner};
+#[cfg(test)]
+pub(crate) use planner::tests::two_layers;
 
 use std::fmt;
 
@@ -171,6 +173,19 @@ impl Plan {
         }
     }
 
+    /// The same steps, each where `place` says.
+    ///
+    /// # Panics
+    /// For an operation that is to be split and cannot be.
+    #[must_use]
+    pub fn moved(&self, mut place: impl FnMut(Step) -> Placement) -> Self {
+        let mut moved = self.clone();
+        for step in self.steps() {
+            moved.set(step.operation, step.layer.map(usize::from), place(step));
+        }
+        moved
+    }
+
     /// Layers.
     pub fn n_layers(&self) -> usize {
         self.n_layers
@@ -225,7 +240,6 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::planner::tests::two_layers;
 
     #[test]
     fn steps_are_all_operations_in_their_order() {

@@ -19,7 +19,7 @@ impl Pass<'_> {
     /// Computes one product of experts, some of them on the GPU.
     pub(in crate::executor) fn by_expert(&mut self, step: Step, on_igpu: ExpertRange) -> Result<()> {
         let layer = usize::from(step.layer.unwrap_or_default());
-        let (bytes, arithmetic) = cost(self.model, self.batch, self.caches[0], step);
+        let (bytes, arithmetic) = cost(self.model, self.batch, step);
         let uses = &mut self.activations.uses;
         let part = uses.restrict(on_igpu);
         let share = part.len() as f64 / uses.tokens.len().max(1) as f64;

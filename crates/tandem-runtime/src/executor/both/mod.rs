@@ -37,7 +37,7 @@ impl Pass<'_> {
     /// Computes one step on both devices, `share` of the rows on the GPU.
     pub(super) fn on_both(&mut self, step: Step, share: f32) -> Result<()> {
         let layer = usize::from(step.layer.unwrap_or_default());
-        let (bytes, arithmetic) = cost(self.model, self.batch, self.caches[0], step);
+        let (bytes, arithmetic) = cost(self.model, self.batch, step);
         let part = |whole: usize| (whole as f64 * f64::from(share)) as usize;
         self.profile.given_to_gpu(step.operation, part(bytes), part(arithmetic));
         let (wanted, largest) = (self.wanted_numbers(), self.largest);

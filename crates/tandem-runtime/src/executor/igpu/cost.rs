@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use tandem_memory::KvCache;
 use tandem_model::catalogue::LayerTensor as L;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 
@@ -15,11 +14,10 @@ use crate::profile::{Operation as Op, Profile};
 use tandem_model::TensorId;
 
 /// Bytes of weights, keys and values that a step reads, and its arithmetic. Of experts as many are read as the tokens
-/// can choose at most: the choice itself may be the GPU's, and with one token it is no less. `kv` is any of the caches.
+/// can choose at most: the choice itself may be the GPU's, and with one token it is no less.
 pub(in crate::executor) fn cost(
     model: &Model,
     batch: &Batch,
-    kv: &KvCache,
     step: Step,
 ) -> (usize, usize) {
     let config = model.config();
@@ -44,7 +42,7 @@ pub(in crate::executor) fn cost(
     };
     match step.operation {
         Op::AttentionQkvProj => of_layer(&[L::QWeight, L::KWeight, L::VWeight]),
-        Op::AttentionCompute => batch.attention_cost(config, kv),
+        Op::AttentionCompute => batch.attention_cost(config),
         Op::AttentionOutputProj => of_layer(&[L::OWeight]),
         Op::RouterLogits => of_layer(&[L::RouterWeight]),
         Op::ExpertFfnW1 => experts(&[L::ExpertGate(0), L::ExpertUp(0)]),

@@ -22,7 +22,7 @@ use super::pass::Pass;
 use crate::error::Result;
 use crate::model::Model;
 use crate::plan::Step;
-use crate::profile::Operation;
+use crate::profile::{Operation, Profile};
 use cache::{CacheCopy, assign};
 pub(super) use cost::cost;
 use lent::Lent;
@@ -143,6 +143,15 @@ impl Room {
 impl Pass<'_> {
     /// Computes some steps on the GPU, and waits for them.
     pub(super) fn on_igpu(&mut self, steps: &[Step]) -> Result<()> {
+        self.on_igpu_beside(steps, |_| Ok(()))
+    }
+
+    /// Computes some steps on the GPU, has the CPU do something meanwhile, and then waits for the GPU.
+    pub(super) fn on_igpu_beside(
+        &mut self,
+        steps: &[Step],
+        meanwhile: impl FnOnce(&mut Profile) -> Result<()>,
+    ) -> Result<()> {
         let Some(igpu) = self.igpu.as_deref_mut() else {
             panic!("a plan for a GPU that is not there");
         };
@@ -158,7 +167,7 @@ impl Pass<'_> {
             self.activations.upload(&igpu.gpu)?;
         }
         if attends {
-            assign(&mut igpu.copies, self.caches);
+            assign(&mut igpu.copies, &self.caches);
         }
         for &layer in &attended {
             let caches = batch.parts.iter().zip(&mut *self.caches).zip(&mut igpu.copies);
@@ -170,14 +179,14 @@ impl Pass<'_> {
             }
         }
         for &step in steps {
-            let (bytes, arithmetic) = cost(model, batch, self.caches[0], step);
+            let (bytes, arithmetic) = cost(model, batch, step);
             self.profile.given_to_gpu(step.operation, bytes, arithmetic);
         }
-        igpu.room.fit(&igpu.gpu, model.config(), self.caches)?;
+        igpu.room.fit(&igpu.gpu, model.config(), &self.caches)?;
         let (caches, activations) = (&mut *self.caches, &mut *self.activations);
         let (profile, mut marks) = (&mut *self.profile, Vec::with_capacity(steps.len()));
         let Igpu { gpu, weights, room: Room { quantized, spans, .. }, copies, .. } = &mut *igpu;
-        let first = gpu.launches();
+        let (first, mut beside) = (gpu.launches(), Ok(()));
         gpu.scope(|scope| {
             let (weights, room) = (weights.lend(scope, model)?, quantized.lend(scope)?);
             let products = Products::new(scope, weights, room);
@@ -191,8 +200,11 @@ impl Pass<'_> {
                 marks.push((step.operation, scope.gpu().launches()));
                 profile.lap(step.operation);
             }
+            scope.submit()?;
+            beside = meanwhile(profile);
             Ok(())
         })?;
+        beside?;
         let Some(&last) = steps.last() else { return Ok(()) };
         self.profile.waited(last.operation);
         igpu.add_times(self.profile, first, &marks)?;

@@ -149,9 +149,7 @@ impl Executor {
             instruments: &self.instruments,
             packet: self.instruments.next_packet(),
         };
-        self.cpu.team().in_turn(self.threads.for_tokens(tokens), || pass.run(plan))?;
-        pass.tell_end();
-        Ok(())
+        self.cpu.team().in_turn(self.threads.for_tokens(tokens), || pass.run(plan))
     }
 
     fn in_halves(

@@ -50,7 +50,8 @@ impl Pass<'_> {
             .take_while(|step| wanted || step.operation != Operation::FinalLayernorm)
             .map(|step| self.resolved(step))
             .collect();
-        self.run_all(&steps)
+        self.run_all(&steps)?;
+        self.tell_end()
     }
 
     /// Computes some steps, which are where they can be computed.

@@ -69,7 +69,11 @@ impl Pipeline<'_> {
     /// Computes all steps of both, but for the last ones of a micro-batch of which no logits are wanted.
     pub(super) fn run(&mut self, plan: &Plan) -> Result<()> {
         self.profile.begin();
-        let steps: Vec<Step> = plan.steps().map(|step| self.pass(0).resolved(step)).collect();
+        let resolved = |step| {
+            let step = self.pass(0).resolved(step);
+            self.pass(1).resolved(step)
+        };
+        let steps: Vec<Step> = plan.steps().map(resolved).collect();
         let last = steps.iter().position(|step| step.operation == Operation::FinalLayernorm);
         let ends = self.lanes.each_ref().map(|lane| match lane.batch.n_wanted() {
             0 => last.unwrap_or(steps.len()),
@@ -94,7 +98,7 @@ impl Pipeline<'_> {
             progress.complete(&turn);
         }
         for lane in 0..2 {
-            self.pass(lane).tell_end();
+            self.pass(lane).tell_end()?;
         }
         Ok(())
     }

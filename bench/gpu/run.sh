@@ -6,6 +6,7 @@
 #   model        a full-size random model in q4_0 under $WORK (needs python3 with numpy, 10 GB): what follows uses it
 #   devices      CPU alone, GPU alone, default partition, split, calibrated: prompts and generation
 #   shared       the same on one memory: the CPU executor on the upper half of the cores, PoCL on the lower
+#   policies     scheduling policies on one memory, set up as for shared; beside a memory hog, too
 # OPENCL=nvidia (the default) or pocl says which driver is visible; WORK is /dev/shm/tandem; no measurement may take
 # longer than LIMIT seconds (240).
 set -euo pipefail
@@ -85,6 +86,15 @@ shared() {
   done
   timeout "$limit" "${on[@]}" calibrate -m "$model" -t "$half" --quick "${device[@]}" > "$out/calibrate-shared.md" 2>&1 || true
   bench "auto" "${on[@]}" bench -t "$half" --placement auto --explain "${device[@]}"
+}
+
+policies() {
+  local all half
+  all=$(nproc)
+  half=$((all / 2))
+  export POCL_AFFINITY=1 POCL_MAX_PTHREAD_COUNT=$half
+  timeout $((2 * limit)) taskset -c "$half-$((all - 1))" "$bundle/tandem" policies -m "$model" -t "$half" -p 64 -n 4 -r 3 \
+    --warm-up 2 --hog --device 'Portable Computing Language' --json "$out/policies.json" > "$out/policies.md" 2>&1 || true
 }
 
 opencl=${OPENCL:-nvidia}

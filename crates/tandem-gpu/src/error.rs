@@ -68,10 +68,13 @@ impl GpuError {
     /// Whether memory for the device could not be had.
     pub fn is_allocation(&self) -> bool {
         use cl3::error_codes::{CL_MEM_OBJECT_ALLOCATION_FAILURE, CL_OUT_OF_HOST_MEMORY};
-        matches!(
-            self,
-            Self::Call { code: ClError(CL_MEM_OBJECT_ALLOCATION_FAILURE | CL_OUT_OF_HOST_MEMORY), .. }
-        )
+        match self {
+            Self::Call { code, .. } => {
+                [CL_MEM_OBJECT_ALLOCATION_FAILURE, CL_OUT_OF_HOST_MEMORY].contains(&code.0)
+            }
+            Self::Missing { what, .. } => what.starts_with("memory: "),
+            _ => false,
+        }
     }
 }
 

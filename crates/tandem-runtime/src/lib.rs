@@ -31,7 +31,8 @@ pub use engine::{
 };
 pub use error::{Result, RuntimeError};
 pub use executor::{
-    DEFAULT_BATCH, Executor, Instruments, LogitsFor, RouterTrace, Segment, Threads, evaluate,
+    DEFAULT_BATCH, Degradation, Executor, Instruments, LogitsFor, RouterTrace, Segment, Threads,
+    evaluate,
 };
 pub use instrumentation::{Instrumentation, InstrumentationParams};
 pub use model::Model;

@@ -170,14 +170,22 @@ pub(crate) fn executor(
         let planner = placing.planner(checkpoint);
         let model = Arc::clone(&model);
         match Executor::with_devices(model, cpu()?, threads, compute.batch, gpu, planner) {
-            Ok(executor) => return Ok(executor),
+            Ok(executor) => return Ok(directed(executor, placing)),
             Err(error) => placing.give_up(&error.to_string()),
         }
     }
     if let Some(reason) = &placing.missing {
         note!("{}", placement::without_gpu(reason));
     }
-    Ok(Executor::with_cpu(model, cpu()?, threads, compute.batch))
+    Ok(directed(Executor::with_cpu(model, cpu()?, threads, compute.batch), placing))
+}
+
+/// An executor that follows all that a config says, where there is one.
+fn directed(mut executor: Executor, placing: &Placing) -> Executor {
+    if let Some(config) = placing.config() {
+        executor.direct(config, placing.choices(), config.scheduling().policy, None);
+    }
+    executor
 }
 
 /// The weights, and the GPU that uses them where they are, if one takes part.

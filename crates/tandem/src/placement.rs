@@ -12,7 +12,7 @@ use tandem_model::Checkpoint;
 use tandem_runtime::Operation;
 use tandem_runtime::bandwidth::Capacity;
 use tandem_runtime::calibrate::{Calibration, Choices, Identity};
-use tandem_runtime::partition::{Decision, Partition, Wanted};
+use tandem_runtime::partition::{Conditions, Decision, Partition, Wanted};
 use tandem_runtime::plan::{PassSize, Planner};
 
 use crate::options::{ComputeOptions, PlacementChoice, PlacementOptions};
@@ -30,6 +30,8 @@ pub(crate) struct Placing {
     pub(crate) why: String,
     /// Why there is no GPU, where it is to take part: the CPU computes everything then.
     pub(crate) missing: Option<String>,
+    /// Whether a config says all this, and so what else it says counts.
+    from_config: bool,
 }
 
 impl Placing {
@@ -42,7 +44,9 @@ impl Placing {
         match (&place.config, place.placement) {
             (Some(path), _) => {
                 let partition = read(path, checkpoint)?;
-                Self::by(partition, format!("by {}", path.display()), checkpoint, compute)
+                let why = format!("by {}", path.display());
+                let placing = Self::by(partition, why, checkpoint, compute)?;
+                Ok(Self { from_config: true, ..placing })
             }
             (None, Some(PlacementChoice::Default)) => {
                 let why = "by --placement default".to_owned();
@@ -84,6 +88,10 @@ impl Placing {
                         Err(reason) => placing.why += &format!(" ({reason})"),
                     }
                 }
+                let room = limits.igpu_memory.unwrap_or(device.info().memory);
+                let igpu_memory_pressure = memory.all as f64 / room.max(1) as f64;
+                let conditions = Conditions { igpu_memory_pressure, ..Conditions::default() };
+                placing.partition = placing.partition.under(conditions);
                 placing.device = Some(device);
             }
             Err(reason) => placing.missing = Some(reason),
@@ -110,6 +118,19 @@ impl Placing {
         }
     }
 
+    /// As the options say; without any, the usual partition, since where only the CPU computes there is nothing to schedule.
+    pub(crate) fn for_policies(
+        checkpoint: &Checkpoint,
+        compute: &ComputeOptions,
+        place: &PlacementOptions,
+    ) -> anyhow::Result<Self> {
+        if place.config.is_some() || place.placement.is_some() {
+            return Self::new(checkpoint, compute, place);
+        }
+        let why = "by the usual partition".to_owned();
+        Self::by(Partition::default(), why, checkpoint, compute)
+    }
+
     /// Everything on the GPU, to be placed otherwise later.
     pub(crate) fn with_gpu(checkpoint: &Checkpoint, compute: &ComputeOptions) -> Self {
         let mut placing = Self::cpu("to measure".to_owned());
@@ -130,12 +151,18 @@ impl Placing {
             choices: None,
             why,
             missing: None,
+            from_config: false,
         }
     }
 
     fn use_measurements(&mut self, calibration: Calibration) {
         self.choices = Some(calibration.choices());
         self.calibration = Some(calibration);
+    }
+
+    /// The config, where there is one.
+    pub(crate) fn config(&self) -> Option<&Partition> {
+        self.from_config.then_some(&self.partition)
     }
 
     /// What is wanted where.
@@ -163,7 +190,9 @@ impl Placing {
     /// Opens the GPU, where it is to take part and can.
     pub(crate) fn open_gpu(&mut self) -> Option<Gpu> {
         let device = self.device.clone()?;
-        let options = GpuOptions { cache: ProgramCache::of_user(), ..GpuOptions::default() };
+        let sharing = self.partition.memory().sharing();
+        let options =
+            GpuOptions { cache: ProgramCache::of_user(), sharing, ..GpuOptions::default() };
         match Gpu::open(device, options) {
             Ok(gpu) => Some(gpu),
             Err(error) => {

@@ -104,7 +104,7 @@ impl Service {
             instrumentation: Some(instrumentation),
             partition: Some(placing.partition().clone()),
             choices: placing.choices().cloned(),
-            policy: options.policy.unwrap_or_default(),
+            policy: options.policy.unwrap_or(placing.partition().scheduling().policy),
             cpu_name: Some(threads::cpu_name()),
         };
         let engine_options = EngineOptions {

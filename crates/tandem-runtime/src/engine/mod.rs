@@ -65,7 +65,7 @@ pub struct EngineLoad {
 pub struct EngineSetup {
     /// What watches its passes, and holds them back.
     pub instrumentation: Option<Arc<Instrumentation>>,
-    /// What the executor's plans were made from; without it all operations are the CPU's.
+    /// What the executor is to follow; without it, its plans are taken as they are.
     pub partition: Option<Partition>,
     /// What calibration chose, where the partition asks for it.
     pub choices: Option<Choices>,
@@ -100,7 +100,7 @@ impl Engine {
         Self::start_with(executor, tokenizer, options, EngineSetup::default())
     }
 
-    /// As [`Self::start`], watched and steered. The executor's plans are taken as they are.
+    /// As [`Self::start`], watched and steered.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -122,6 +122,9 @@ impl Engine {
         let EngineSetup { instrumentation, partition, choices, policy, cpu_name } = setup;
         if let Some(instrumentation) = &instrumentation {
             executor.set_instruments(instrumentation.instruments());
+        }
+        if let Some(partition) = &partition {
+            executor.direct(partition, choices.as_ref(), policy, instrumentation.clone());
         }
         let recorder = executor.instruments().recorder().clone();
         let (queue, status) = (Arc::new(Queue::new(recorder)), Arc::new(Status::default()));

@@ -128,10 +128,11 @@ impl<'a> Rounds<'a> {
     /// What each text is to go through the model with, where it is its turn.
     fn steps(&mut self) -> Vec<Option<Step>> {
         let written = self.running.iter().filter(|running| !running.text.is_reading()).count();
-        let batch = self.executor.batch();
+        self.executor.set_waiting(self.queue.load().waiting);
+        let (batch, limit) = (self.executor.batch(), self.executor.pass_limit());
         let mut room = match written {
-            0 => batch,
-            _ => self.options.prefill_chunk.min(batch - written),
+            0 => limit,
+            _ => self.options.prefill_chunk.min(batch - written).min(limit),
         };
         let step = |Running { text, context, .. }: &mut Running<'a>| {
             if !text.is_reading() {

@@ -190,7 +190,7 @@ impl Executor {
             ],
         };
         let threads = self.threads.for_tokens(batch.ids.len());
-        self.cpu.team().in_turn(threads, || pipeline.run(plan))?;
+        self.overlaps += self.cpu.team().in_turn(threads, || pipeline.run(plan))?;
         let logits = [&self.room, &self.second].map(|room| &room.activations.logits[..]);
         self.joined = Some(logits.concat());
         Ok(())

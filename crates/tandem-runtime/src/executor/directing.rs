@@ -61,9 +61,14 @@ impl Executor {
         self.record_gpu_times(wanted || self.instruments.recorder().is_on());
     }
 
-    /// Another policy decides from now on.
-    pub fn set_policy(&mut self, policy: Box<dyn Policy>) {
-        self.policy = policy;
+    /// What tells how much of the memory's bandwidth is in use.
+    pub fn set_watch(&mut self, watch: Option<Arc<Instrumentation>>) {
+        self.watch = watch;
+    }
+
+    /// Another policy decides from now on; answers the one that did, with what it has learnt.
+    pub fn set_policy(&mut self, policy: Box<dyn Policy>) -> Box<dyn Policy> {
+        std::mem::replace(&mut self.policy, policy)
     }
 
     /// The policy that decides.
@@ -75,6 +80,11 @@ impl Executor {
     /// computes the other; `None`: they are not. Without a GPU nothing changes.
     pub fn set_pipelining(&mut self, least: Option<usize>) {
         self.pipelining = least.map(|least| least.max(1));
+    }
+
+    /// How often the devices have computed different micro-batches at the same time.
+    pub fn overlaps(&self) -> u64 {
+        self.overlaps
     }
 
     /// Why passes are not cut into micro-batches, whatever was wanted; `None` where they are.

@@ -67,6 +67,8 @@ pub struct Executor {
     second: Room,
     /// Logits of both.
     joined: Option<Vec<f32>>,
+    /// How often the devices have computed different micro-batches at the same time.
+    overlaps: u64,
     /// Room for results of two devices, where there are two.
     parts: Activation<f32>,
     profile: Profile,
@@ -148,6 +150,7 @@ impl Executor {
             room: Room::default(),
             second: Room::default(),
             joined: None,
+            overlaps: 0,
             parts: Activation::default(),
             profile: Profile::default(),
             instruments: Instruments::default(),

@@ -159,6 +159,29 @@ impl Partition {
         self.scheduling.pipelining.then_some(&self.pipelining.table)
     }
 
+    /// Keys in which `other` differs and that count from the next start on only, where this one is in force: the files that
+    /// are open, the threads that look at clocks, and the memory that is taken stay as they are.
+    pub fn needs_restart(&self, other: &Self) -> Vec<&'static str> {
+        let (bandwidth, others) = (&self.bandwidth, &other.bandwidth);
+        let differs = [
+            ("bandwidth_control.monitoring_interval_ms", bandwidth.interval != others.interval),
+            ("bandwidth_control.bandwidth_window_size", bandwidth.window != others.window),
+            ("memory", self.memory != other.memory),
+            ("telemetry", self.telemetry != other.telemetry),
+            ("global.cpu_memory_limit", self.limits.cpu_memory != other.limits.cpu_memory),
+            ("global.igpu_memory_limit", self.limits.igpu_memory != other.limits.igpu_memory),
+            (
+                "pipelining.expert_staging",
+                self.pipelining.expert_staging != other.pipelining.expert_staging,
+            ),
+            (
+                "global.enable_double_buffering",
+                self.scheduling.double_buffering != other.scheduling.double_buffering,
+            ),
+        ];
+        differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+    }
+
     /// What the machine is taken to be like.
     pub fn conditions(&self) -> Conditions {
         self.conditions

@@ -12,6 +12,8 @@ mod support;
 mod failure;
 mod golden;
 mod packed;
+mod pipeline;
+mod policies;
 mod work;
 
 use std::path::Path;

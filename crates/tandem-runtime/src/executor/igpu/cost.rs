@@ -53,6 +53,9 @@ pub(in crate::executor) fn cost(
     }
 }
 
+/// A wait is one for the device from so much time on.
+const REAL_WAIT: Duration = Duration::from_micros(30);
+
 impl Igpu {
     /// Keeps times of kernels from now on, or no longer.
     pub(in crate::executor) fn record_times(&mut self, wanted: bool) {
@@ -76,9 +79,18 @@ impl Igpu {
             return Ok(());
         }
         let intervals = self.gpu.take_intervals()?;
-        // The wait for the last kernel has just ended.
         let (now, last) = (profile.mark(), intervals.last().map_or(0, |&(_, (_, end))| end));
-        let at = |time: u64| now - Duration::from_nanos(last.saturating_sub(time));
+        // A wait for the last kernel has just ended; where the CPU did not have to wait, since it had something else to do,
+        // nobody knows for how long that kernel has been done, but by an earlier wait.
+        let has_waited = now - profile.worked_until() > REAL_WAIT;
+        let (then, clock) = *match &mut self.clock {
+            Some(clock) if !has_waited => clock,
+            clock => clock.insert((now, last)),
+        };
+        let at = |time: u64| match time.checked_sub(clock) {
+            Some(later) => (then + Duration::from_nanos(later)).min(now),
+            None => then - Duration::from_nanos(clock - time),
+        };
         let (mut intervals, mut start) = (intervals.into_iter(), first);
         let mut until = now;
         for &(operation, end) in marks {

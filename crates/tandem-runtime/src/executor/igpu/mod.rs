@@ -44,6 +44,8 @@ pub(super) struct Igpu {
     recording: bool,
     /// Those of the newest run, step by step.
     step_times: Vec<(Instant, Instant)>,
+    /// A moment, and the device's clock then: see `cost`.
+    clock: Option<(Instant, u64)>,
 }
 
 /// Memory that the GPU alone uses.
@@ -83,6 +85,7 @@ impl Igpu {
             copies: Vec::new(),
             recording: false,
             step_times: Vec::new(),
+            clock: None,
         })
     }
 

@@ -66,8 +66,9 @@ pub(super) fn is_worthwhile(plan: &Plan) -> bool {
 }
 
 impl Pipeline<'_> {
-    /// Computes all steps of both, but for the last ones of a micro-batch of which no logits are wanted.
-    pub(super) fn run(&mut self, plan: &Plan) -> Result<()> {
+    /// Computes all steps of both, but for the last ones of a micro-batch of which no logits are wanted. Answers how often
+    /// both devices computed at the same time.
+    pub(super) fn run(&mut self, plan: &Plan) -> Result<u64> {
         self.profile.begin();
         let resolved = |step| {
             let step = self.pass(0).resolved(step);
@@ -85,7 +86,7 @@ impl Pipeline<'_> {
         let (instruments, traced) = (self.instruments, self.trace.is_some());
         let heavy = |operation| instruments.is_heavy(operation);
         let exclusions = Exclusions { heavy: &heavy, traced };
-        let mut progress = Progress { done: [0, 0], ends };
+        let (mut progress, mut overlaps) = (Progress { done: [0, 0], ends }, 0);
         while let Some(turn) = progress.next(&steps, exclusions) {
             match &turn {
                 Turn::Alone { lane, steps: range } => {
@@ -93,6 +94,7 @@ impl Pipeline<'_> {
                 }
                 Turn::Together { gpu_lane, on_gpu, on_cpu } => {
                     self.together(*gpu_lane, &steps[on_gpu.clone()], &steps[on_cpu.clone()])?;
+                    overlaps += 1;
                 }
             }
             progress.complete(&turn);
@@ -100,7 +102,7 @@ impl Pipeline<'_> {
         for lane in 0..2 {
             self.pass(lane).tell_end()?;
         }
-        Ok(())
+        Ok(overlaps)
     }
 
     /// One micro-batch as if it were alone.

@@ -12,7 +12,7 @@ pub struct BandwidthControl {
     /// Whether heavy operations hold the bandwidth token.
     pub token: bool,
     /// Which operations those are.
-    pub heavy: HeavyOperations,
+    pub heavy_operations: HeavyOperations,
     /// Time between two looks at the counters.
     pub interval: Duration,
     /// Looks that the moving window has.
@@ -53,7 +53,7 @@ impl Default for BandwidthControl {
     fn default() -> Self {
         Self {
             token: true,
-            heavy: HeavyOperations::default(),
+            heavy_operations: HeavyOperations::default(),
             interval: Duration::from_millis(10),
             window: 50,
             throttle_threshold: 0.85,
@@ -63,6 +63,11 @@ impl Default for BandwidthControl {
 }
 
 impl BandwidthControl {
+    /// Operations that hold the bandwidth token; `None` where nobody does.
+    pub fn heavy(&self) -> Option<HeavyOperations> {
+        self.token.then_some(self.heavy_operations)
+    }
+
     /// How a [`Monitor`](crate::bandwidth::Monitor) is to look, where the memory lets so much through.
     pub fn monitor(&self, capacity: Option<Capacity>) -> MonitorParams {
         MonitorParams {
@@ -89,7 +94,7 @@ pub(in crate::partition) fn read(section: &Section<'_>) -> Result<BandwidthContr
     let actions = ThrottleAction::ALL.map(|action| (action.name(), action));
     Ok(BandwidthControl {
         token: section.flag("enable_token_semaphore")?.unwrap_or(usual.token),
-        heavy: heavy(section)?.unwrap_or(usual.heavy),
+        heavy_operations: heavy(section)?.unwrap_or(usual.heavy_operations),
         interval: interval.unwrap_or(usual.interval),
         window: section.count("bandwidth_window_size", 1..=100_000)?.unwrap_or(usual.window),
         throttle_threshold: section

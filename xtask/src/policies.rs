@@ -37,8 +37,8 @@ pub(crate) fn policies(args: &PoliciesArgs) -> anyhow::Result<()> {
         command.arg("-m").arg(model);
     }
     let markdown = output(&mut command)?;
-    let measured: Value = serde_json::from_slice(&fs::read(&json_file)?)
-        .context("tandem policies writes JSON")?;
+    let measured: Value =
+        serde_json::from_slice(&fs::read(&json_file)?).context("tandem policies writes JSON")?;
     let (date, commit, machine) = (date()?, commit()?, machine());
     let path = results_folder()?.join(format!("{}-{date}", args.name));
     let title = format!(

@@ -24,7 +24,7 @@ pub(crate) struct ExpertUses {
     pub(crate) places: Activation<u32>,
     /// Where each expert's uses begin, and where the last one's end.
     pub(crate) starts: Activation<u32>,
-    /// The same of some experts only, counted from their first use on, for a GPU that computes no others.
+    /// The same, where only some experts have uses: for a GPU that computes no others.
     part_starts: Activation<u32>,
     /// 0, 1, 2 and so on: the uses themselves, to be selected from.
     pub(crate) numbers: Vec<u32>,
@@ -85,21 +85,20 @@ impl ExpertUses {
         let end = self.starts[usize::from(experts.last) + 1];
         let all = self.starts.iter();
         for (start, of_all) in self.part_starts.iter_mut().zip(all) {
-            *start = (*of_all).clamp(first, end) - first;
+            *start = (*of_all).clamp(first, end);
         }
         first as usize..end as usize
     }
 
-    /// Lends a GPU a part of the uses, as if there were no others.
+    /// Lends the uses to a GPU, as if nobody used the other experts.
     pub(crate) fn lend_part<'scope>(
         &'scope mut self,
         scope: &'scope Scope<'scope, '_>,
-        part: Range<usize>,
     ) -> tandem_gpu::Result<Uses<'scope>> {
         Ok(Uses::new(
             self.part_starts.lend_mut(scope)?,
-            self.tokens.lend_mut(scope)?.slice_mut(part.clone()),
-            self.weights.lend_mut(scope)?.slice_mut(part),
+            self.tokens.lend_mut(scope)?,
+            self.weights.lend_mut(scope)?,
             self.places.lend_mut(scope)?,
         ))
     }

@@ -52,9 +52,9 @@ impl Watch {
             || settings.is_some_and(|settings| settings.enabled && settings.path.is_some());
         let records = files || prints;
         // A policy that goes by the bandwidth must know it.
-        let asks = placing.config().is_some_and(|config| {
-            config.scheduling().policy == PolicyKind::BandwidthAware
-        });
+        let asks = placing
+            .config()
+            .is_some_and(|config| config.scheduling().policy == PolicyKind::BandwidthAware);
         if !records && !asks && options.background.is_none() {
             return Ok(Self { instrumentation: None, prints });
         }
@@ -75,7 +75,8 @@ impl Watch {
 
     /// Completes the files; answers what they sum up.
     pub(crate) fn finish(&self) -> anyhow::Result<Option<Summary>> {
-        let finished = self.instrumentation.as_ref().map(|instrumentation| instrumentation.finish());
+        let finished =
+            self.instrumentation.as_ref().map(|instrumentation| instrumentation.finish());
         let summary = finished.transpose()?.flatten();
         if let Some(summary) = summary.as_ref().filter(|_| self.prints) {
             note!("{}", serde_json::to_string_pretty(summary)?);

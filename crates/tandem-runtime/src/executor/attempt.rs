@@ -34,7 +34,8 @@ impl Executor {
         let size = PassSize { tokens, context: batch.longest() };
         let plan = self.decide(size, batch.parts.iter().map(|part| part.len()));
         let begun = Instant::now();
-        let Err(error) = self.attempt(&plan, &batch, segments, largest, trace.as_deref_mut()) else {
+        let Err(error) = self.attempt(&plan, &batch, segments, largest, trace.as_deref_mut())
+        else {
             self.policy.took(begun.elapsed());
             return Ok(());
         };
@@ -171,8 +172,12 @@ impl Executor {
         }
         let Some(igpu) = self.igpu.as_mut() else { panic!("a pipeline without a GPU") };
         let instruments = &self.instruments;
-        let lane = |room, batch, caches, largest| {
-            Lane { room, batch, caches, largest, packet: instruments.next_packet() }
+        let lane = |room, batch, caches, largest| Lane {
+            room,
+            batch,
+            caches,
+            largest,
+            packet: instruments.next_packet(),
         };
         let mut pipeline = Pipeline {
             cpu: &self.cpu,

@@ -112,7 +112,11 @@ impl Executor {
     }
 
     /// Where a pass of some parts is computed; waits first where the policy wants that.
-    pub(super) fn decide(&mut self, pass: PassSize, parts: impl Iterator<Item = usize> + Clone) -> Plan {
+    pub(super) fn decide(
+        &mut self,
+        pass: PassSize,
+        parts: impl Iterator<Item = usize> + Clone,
+    ) -> Plan {
         let situation = Situation {
             pass,
             reads: parts.clone().any(|tokens| tokens > 1),

@@ -58,7 +58,9 @@ impl Fallback {
         if !self.has_taken(DegradationStep::FallbackExpertsToCpu) {
             return plan;
         }
-        plan.moved(|step| if is_of_experts(step.operation) { Placement::Cpu } else { step.placement })
+        plan.moved(
+            |step| if is_of_experts(step.operation) { Placement::Cpu } else { step.placement },
+        )
     }
 }
 

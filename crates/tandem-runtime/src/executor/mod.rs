@@ -30,8 +30,8 @@ use tandem_gpu::{Gpu, GpuError};
 use tandem_memory::{KvCache, KvType, SystemMemory};
 
 use crate::error::{Result, RuntimeError};
-use crate::model::Model;
 use crate::instrumentation::Instrumentation;
+use crate::model::Model;
 use crate::plan::Planner;
 use crate::policy::{Policy, Static};
 use crate::profile::{Operation, Profile};

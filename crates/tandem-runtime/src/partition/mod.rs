@@ -22,9 +22,8 @@ pub use global::{Limits, Scheduling};
 pub use section::PartitionError;
 use section::{Result, Section};
 pub use settings::{
-    BandwidthControl, DegradationStep, ExpertStaging, FallbackSettings,
-    MemorySettings, OutputFormat, Pipelining, Stage, TelemetrySettings, ThrottleAction, Trigger,
-    UsmMode,
+    BandwidthControl, DegradationStep, ExpertStaging, FallbackSettings, MemorySettings,
+    OutputFormat, Pipelining, Stage, TelemetrySettings, ThrottleAction, Trigger, UsmMode,
 };
 use table::Table;
 pub use table::{NoPlace, Source, Wanted};

@@ -105,7 +105,12 @@ impl<'a> Section<'a> {
     pub(super) fn section(&self, key: &str) -> Result<Self> {
         match self.get(key) {
             Some(entry) => self.section_at(entry),
-            None => Ok(Self { line: self.line, prefix: self.prefix.clone(), entries: &[], path: self.path }),
+            None => Ok(Self {
+                line: self.line,
+                prefix: self.prefix.clone(),
+                entries: &[],
+                path: self.path,
+            }),
         }
     }
 

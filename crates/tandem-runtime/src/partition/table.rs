@@ -246,11 +246,7 @@ impl Wish {
 }
 
 /// `split`, `split=0.3` and `{split: 0.3}` say the same of a ratio.
-pub(super) fn wanted(
-    section: &Section<'_>,
-    entry: &Entry,
-    can_be_split: bool,
-) -> Result<Wanted> {
+pub(super) fn wanted(section: &Section<'_>, entry: &Entry, can_be_split: bool) -> Result<Wanted> {
     let wanted = match &entry.node.value {
         Value::Text(text) => text.parse().map_err(|e: NoPlace| {
             let text = e.to_string();

@@ -52,9 +52,8 @@ pub(super) fn read(section: &Section<'_>) -> Result<Thresholds> {
     let experts = section.section("expert_to_cpu")?;
     experts.only(&["tokens_per_expert_min", "igpu_memory_pressure", "cpu_idle"])?;
     let usual = Thresholds::default();
-    let count = |section: &Section<'_>, key, usual| {
-        Ok(section.count(key, 0..=1 << 20)?.unwrap_or(usual))
-    };
+    let count =
+        |section: &Section<'_>, key, usual| Ok(section.count(key, 0..=1 << 20)?.unwrap_or(usual));
     let share = |key, usual| Ok(experts.number(key, 0.0..=1.0)?.unwrap_or(usual));
     Ok(Thresholds {
         attention_sequence_max: count(

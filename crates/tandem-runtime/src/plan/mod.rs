@@ -7,9 +7,9 @@ mod bytes;
 mod planner;
 
 pub use bytes::Traffic;
-pub use planner::{Case, Planner};
 #[cfg(test)]
 pub(crate) use planner::tests::two_layers;
+pub use planner::{Case, Planner};
 
 use std::fmt;
 

@@ -150,7 +150,10 @@ mod tests {
     fn the_cpu_takes_over_above_the_threshold() {
         let mut policy = policy(ThrottleAction::FallbackCpu);
         let mut name = |utilization: f64| pass(&mut policy, utilization).1.name();
-        assert_eq!([0.8, 0.9, 0.8, 0.7, 0.8].map(&mut name), ["igpu", "cpu", "cpu", "igpu", "igpu"]);
+        assert_eq!(
+            [0.8, 0.9, 0.8, 0.7, 0.8].map(&mut name),
+            ["igpu", "cpu", "cpu", "igpu", "igpu"]
+        );
     }
 
     #[test]

@@ -108,7 +108,8 @@ fn a_gpu_that_fails_between_two_micro_batches() {
     let prompt = &golden()[1];
     on_every_gpu(|what, gpu| {
         for count in [0, 1, 3] {
-            let mut setup = setup(gpu(), &golden_model(), Packing::AsInFile, KvType::F32, partition);
+            let mut setup =
+                setup(gpu(), &golden_model(), Packing::AsInFile, KvType::F32, partition);
             setup.executor.set_pipelining(Some(1));
             setup.executor.gpu().unwrap().fail_after(count, Fault::TimeOut);
             let ids = greedy(&mut setup, &prompt.ids, prompt.greedy.len());

@@ -53,8 +53,12 @@ fn a_gpu_that_fails_is_given_up_step_by_step() {
             setup(gpu(), &golden_model(), Packing::AsInFile, KvType::F32, all_on_the_gpu);
         direct(&mut setup, "global: {micro_batch_size: 4}", PolicyKind::Static);
         let before = setup.executor.pass_limit();
-        let expected =
-            [D::ReduceMicroBatchSize, D::DisablePipelining, D::FallbackExpertsToCpu, D::FullCpuMode];
+        let expected = [
+            D::ReduceMicroBatchSize,
+            D::DisablePipelining,
+            D::FallbackExpertsToCpu,
+            D::FullCpuMode,
+        ];
         for (n, _) in expected.iter().enumerate() {
             assert!(setup.executor.gpu().is_some(), "{what}: put aside before step {n}");
             setup.executor.gpu().unwrap().fail_after(0, Fault::TimeOut);
@@ -68,7 +72,11 @@ fn a_gpu_that_fails_is_given_up_step_by_step() {
         assert_eq!(setup.executor.pass_limit(), before / 2, "{what}");
         assert!(setup.executor.gpu().is_none() && setup.executor.gpu_failure().is_some());
         let reasons = setup.executor.degradations().iter().map(|d| &d.reason);
-        assert!(reasons.clone().all(|reason| reason.contains("hangs")), "{:?}", reasons.collect::<Vec<_>>());
+        assert!(
+            reasons.clone().all(|reason| reason.contains("hangs")),
+            "{:?}",
+            reasons.collect::<Vec<_>>()
+        );
     });
 }
 

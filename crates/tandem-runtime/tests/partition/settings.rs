@@ -244,7 +244,9 @@ fn what_makes_no_sense_in_settings_is_refused() {
 fn what_counts_at_the_next_start_is_named() {
     let usual = read("");
     let needs = |text: &str| usual.needs_restart(&read(text));
-    assert!(needs("global: {scheduling_policy: static}\nstatic_partition: {lm_head: igpu}").is_empty());
+    assert!(
+        needs("global: {scheduling_policy: static}\nstatic_partition: {lm_head: igpu}").is_empty()
+    );
     assert!(needs("bandwidth_control: {throttle_threshold: 0.5, heavy_operations: []}").is_empty());
     assert_eq!(
         needs("bandwidth_control: {monitoring_interval_ms: 5}\nmemory: {use_usm: false}"),

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use tandem_cpu::ops::{self, Precision, Product};
 
-use super::split::Split;
 use super::Both;
+use super::split::Split;
 use crate::error::Result;
 use crate::executor::activations::{Activation, Activations};
 use crate::executor::cpu::{Activated, down_precision};
@@ -17,7 +17,11 @@ use crate::profile::Operation as Op;
 
 impl Pass<'_> {
     /// Computes one product of experts, some of them on the GPU.
-    pub(in crate::executor) fn by_expert(&mut self, step: Step, on_igpu: ExpertRange) -> Result<()> {
+    pub(in crate::executor) fn by_expert(
+        &mut self,
+        step: Step,
+        on_igpu: ExpertRange,
+    ) -> Result<()> {
         let layer = usize::from(step.layer.unwrap_or_default());
         let (bytes, arithmetic) = cost(self.model, self.batch, step);
         let uses = &mut self.activations.uses;
@@ -50,6 +54,8 @@ struct Results<'a> {
     which: Expert,
     /// Rows of the matrix.
     rows: usize,
+    /// Where the GPU writes.
+    room: &'a mut [f32],
     before: &'a mut [f32],
     igpu: &'a mut [f32],
     after: &'a mut [f32],
@@ -73,35 +79,30 @@ impl Both<'_> {
         let selected = if gated { uses.numbers.clone() } else { uses.tokens.to_vec() };
         let experts: Vec<(u16, Range<usize>)> =
             uses.experts().filter(|(expert, _)| !on_igpu.contains(*expert)).collect();
-        let (count, width) = (selected.len(), x.len() / selected.len().max(1));
+        let count = selected.len();
         if self.bring(x)? {
             uses.upload(self.igpu.gpu())?;
         }
         let first_launch = self.igpu.gpu().launches();
-        let (_, mut copy) = self.parts.both_sides();
+        // The GPU has room of its own for the results of all uses, and writes those of its experts there.
+        let (mut rest, mut copy) = self.parts.both_sides();
         let mut results = products.map(|(which, out)| {
             let rows = out.len() / count;
             let (before, rest) = out.split_at_mut(part.start * rows);
             let (igpu, after) = rest.split_at_mut(part.len() * rows);
-            Results { which, rows, before, igpu, after }
+            let room = rest.split_off_mut(..count * rows).unwrap_or_default();
+            Results { which, rows, room, before, igpu, after }
         });
         let (x, input, profile) = (&*x, &mut *self.input, &mut *self.profile);
-        let of_part = part.clone();
         self.igpu.products(model, |scope, mut products| {
             let lent = x.lend(scope)?;
-            let lent = match gated {
-                true => lent.slice(of_part.start * width..of_part.end * width),
-                false => lent,
-            };
-            let uses = uses.lend_part(scope, of_part.clone())?;
+            let uses = uses.lend_part(scope)?;
             let copy = copy.as_deref_mut().map(|copy| scope.vec_mut(copy)).transpose()?;
             let (mut at, mut rest) = (0, Vec::with_capacity(N));
-            for Results { which, rows, before, igpu, after } in &mut results {
-                let len = igpu.len();
-                if len > 0 {
-                    let out = Split::lend(&mut **igpu, at, copy.as_ref(), scope)?;
-                    products.experts((layer, *which), &uses, (what, &lent), &out)?;
-                }
+            for Results { which, rows, room, before, after, .. } in &mut results {
+                let len = room.len();
+                let out = Split::lend(&mut **room, at, copy.as_ref(), scope)?;
+                products.experts((layer, *which), &uses, (what, &lent), &out)?;
                 at += len;
                 rest.push((*which, *rows, &mut **before, &mut **after));
             }
@@ -124,11 +125,13 @@ impl Both<'_> {
         let launches = self.igpu.gpu().launches();
         self.igpu.add_times(self.profile, first_launch, &[(operation, launches)])?;
         let mut at = 0;
-        for Results { igpu, .. } in results {
-            if let Some(copy) = &copy {
-                self.igpu.gpu().read_at(copy, at, igpu)?;
+        for Results { rows, room, igpu, .. } in results {
+            let computed = part.start * rows..part.end * rows;
+            match &copy {
+                Some(copy) => self.igpu.gpu().read_at(copy, at + computed.start, igpu)?,
+                None => igpu.copy_from_slice(&room[computed]),
             }
-            at += igpu.len();
+            at += room.len();
         }
         self.profile.lap(operation);
         Ok(())

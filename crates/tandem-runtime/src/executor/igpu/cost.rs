@@ -15,11 +15,7 @@ use tandem_model::TensorId;
 
 /// Bytes of matrices, keys and values that a step reads, and its arithmetic. Of experts as many are read as the tokens
 /// can choose at most: the choice itself may be the GPU's, and with one token it is no less.
-pub(in crate::executor) fn cost(
-    model: &Model,
-    batch: &Batch,
-    step: Step,
-) -> (usize, usize) {
+pub(in crate::executor) fn cost(model: &Model, batch: &Batch, step: Step) -> (usize, usize) {
     let config = model.config();
     let layer = usize::from(step.layer.unwrap_or_default());
     let tokens = batch.ids.len();

@@ -59,9 +59,8 @@ pub(super) struct Pipeline<'a> {
 
 /// Whether a plan has anything to compute on one device beside the other: both have steps of their own in the layers.
 pub(super) fn is_worthwhile(plan: &Plan) -> bool {
-    let has = |placement| {
-        plan.steps().any(|step| step.layer.is_some() && step.placement == placement)
-    };
+    let has =
+        |placement| plan.steps().any(|step| step.layer.is_some() && step.placement == placement);
     has(Placement::Cpu) && has(Placement::Igpu)
 }
 

@@ -72,10 +72,7 @@ impl Progress {
         }
         // The first goes ahead until the two want different devices; but what needs both devices is made up for first, as
         // the one that is ahead would have to wait for it anyway.
-        let behind = matches!(
-            device(&second),
-            Some(Placement::Split(_) | Placement::Experts(_))
-        );
+        let behind = matches!(device(&second), Some(Placement::Split(_) | Placement::Experts(_)));
         let lane = usize::from(first.is_empty() || (behind && !second.is_empty()));
         Some(Turn::Alone { lane, steps: if lane == 0 { first } else { second } })
     }
@@ -189,9 +186,8 @@ mod tests {
         ];
         assert_eq!(turns(&steps, NOTHING), expected);
         // Attention reads much, and so do experts: only norms go beside either.
-        let heavy = |operation| {
-            matches!(operation, Operation::AttentionCompute | Operation::ExpertFfnW1)
-        };
+        let heavy =
+            |operation| matches!(operation, Operation::AttentionCompute | Operation::ExpertFfnW1);
         let turns = turns(&steps, Exclusions { heavy: &heavy, traced: false });
         assert!(turns.contains(&together(0, &b, &(0..3))), "{turns:?}");
     }

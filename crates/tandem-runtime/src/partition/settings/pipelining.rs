@@ -152,9 +152,7 @@ fn range(section: &Section<'_>, entry: &Entry, config: &PhimoeConfig) -> Result<
     let items = section.items(entry)?;
     let numbers: Vec<_> = items.iter().filter_map(|item| item.value.as_count()).collect();
     match numbers[..] {
-        [first, last]
-            if items.len() == 2 && first <= last && last < config.n_experts =>
-        {
+        [first, last] if items.len() == 2 && first <= last && last < config.n_experts => {
             Ok(ExpertRange { first: number(first), last: number(last) })
         }
         _ => {
@@ -199,7 +197,9 @@ impl Placed {
                     ExpertRange { first: before.first, last: range.last }
                 }
                 Some(_) => {
-                    return Err(section.lacking("the GPU's experts in one run, with no others between"));
+                    return Err(
+                        section.lacking("the GPU's experts in one run, with no others between")
+                    );
                 }
             });
         }

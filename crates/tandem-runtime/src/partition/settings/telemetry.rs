@@ -90,7 +90,8 @@ pub(in crate::partition) fn read(section: &Section<'_>) -> Result<TelemetrySetti
     }
     let metrics = section.some_of("metrics", &Metric::ALL.map(|metric| (metric.name(), metric)))?;
     let vtune = section.flag("enable_vtune")?.unwrap_or(usual.vtune);
-    if let (true, false, Some(entry)) = (vtune, cfg!(feature = "itt"), section.get("enable_vtune")) {
+    if let (true, false, Some(entry)) = (vtune, cfg!(feature = "itt"), section.get("enable_vtune"))
+    {
         let expected = "false: this program was built without the feature `itt`, which marks tasks";
         return Err(section.invalid(entry, expected));
     }

@@ -151,13 +151,14 @@ pub(crate) fn policies(args: &PoliciesArgs) -> anyhow::Result<ExitCode> {
     let mut placing = Placing::for_policies(&checkpoint, &args.compute, &args.place)?;
     let mut executor = engine::executor(&checkpoint, &args.compute, &mut placing)?;
     note!("{}", engine::describe(&checkpoint, &executor, &placing));
-    if let Some(reason) = executor.gpu().is_none().then_some(&placing.missing).and_then(Option::as_ref) {
+    if let Some(reason) =
+        executor.gpu().is_none().then_some(&placing.missing).and_then(Option::as_ref)
+    {
         note!("only the CPU is compared with itself: {reason}");
     }
     let memory = executor.read_bandwidth(executor.threads().decode)?;
     let capacity = placing.capacity();
-    let capacity =
-        capacity.unwrap_or(Capacity { cpu: memory, igpu: memory, together: memory });
+    let capacity = capacity.unwrap_or(Capacity { cpu: memory, igpu: memory, together: memory });
     let mut cases = cases(args, &mut executor)?;
     let mut ways = ways(placing.partition(), executor.gpu().is_some());
     let hogs: &[bool] = if args.hog { &[false, true] } else { &[false] };

@@ -60,9 +60,18 @@ fn table(rows: &[&Row]) -> Table {
     for row in rows {
         let middle = |of: fn(&Run) -> f64| median(&row.runs.iter().map(of).collect::<Vec<_>>());
         let percent = |share: f64| format!("{:.0} %", 100.0 * share);
-        let spread = row.runs.iter().map(|run| (run.tokens_per_second - row.tokens_per_second).abs());
+        let spread =
+            row.runs.iter().map(|run| (run.tokens_per_second - row.tokens_per_second).abs());
         let spread = spread.fold(0.0, f64::max);
-        let yes = |is: bool| if is_alone(row) { "" } else if is { "on" } else { "off" };
+        let yes = |is: bool| {
+            if is_alone(row) {
+                ""
+            } else if is {
+                "on"
+            } else {
+                "off"
+            }
+        };
         table.add_row([
             row.policy.clone(),
             yes(row.pipelining).to_owned(),

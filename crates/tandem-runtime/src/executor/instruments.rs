@@ -152,11 +152,12 @@ impl Pass<'_> {
             self.profile.waited(first.operation);
         }
         let (start, before) = (self.profile.mark(), self.profile.cost(first.operation));
+        let device = if first.placement == Placement::Cpu { Device::Cpu } else { Device::Igpu };
+        let task = self.instruments.task(first, device, self.packet);
+        let mark = self.instruments.recorder.mark(task);
         let result = work(self);
+        drop(mark);
         if let Err(error) = &result {
-            let on_gpu = first.placement != Placement::Cpu;
-            let device = if on_gpu { Device::Igpu } else { Device::Cpu };
-            let task = self.instruments.task(first, device, self.packet);
             self.instruments.recorder.record_failure(task, start, Instant::now(), error);
             return result;
         }

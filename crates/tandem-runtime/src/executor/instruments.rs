@@ -154,9 +154,10 @@ impl Pass<'_> {
         let (start, before) = (self.profile.mark(), self.profile.cost(first.operation));
         let device = if first.placement == Placement::Cpu { Device::Cpu } else { Device::Igpu };
         let task = self.instruments.task(first, device, self.packet);
-        let mark = self.instruments.recorder.mark(task);
-        let result = work(self);
-        drop(mark);
+        let result = {
+            let _mark = self.instruments.recorder.mark(task);
+            work(self)
+        };
         if let Err(error) = &result {
             self.instruments.recorder.record_failure(task, start, Instant::now(), error);
             return result;

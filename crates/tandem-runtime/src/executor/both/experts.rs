@@ -85,12 +85,12 @@ impl Both<'_> {
         }
         let first_launch = self.igpu.gpu().launches();
         // The GPU has room of its own for the results of all uses, and writes those of its experts there.
-        let (mut rest, mut copy) = self.parts.both_sides();
+        let (mut rooms, mut copy) = self.parts.both_sides();
         let mut results = products.map(|(which, out)| {
             let rows = out.len() / count;
             let (before, rest) = out.split_at_mut(part.start * rows);
             let (igpu, after) = rest.split_at_mut(part.len() * rows);
-            let room = rest.split_off_mut(..count * rows).unwrap_or_default();
+            let room = rooms.split_off_mut(..count * rows).unwrap_or_default();
             Results { which, rows, room, before, igpu, after }
         });
         let (x, input, profile) = (&*x, &mut *self.input, &mut *self.profile);

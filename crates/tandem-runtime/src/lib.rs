@@ -19,15 +19,20 @@ mod sampling;
 mod stop;
 pub mod telemetry;
 mod ticker;
+mod usual;
 
 pub use device::Device;
 mod text;
 
 pub use engine::{Engine, EngineLoad, EngineOptions, Event, Handle};
 pub use error::{Result, RuntimeError};
-pub use executor::{DEFAULT_BATCH, Executor, LogitsFor, RouterTrace, Segment, Threads, evaluate};
+pub use executor::{
+    DEFAULT_BATCH, Executor, LogitsFor, OperationInput, OperationRequest, OperationResult,
+    OperationShape, RouterTrace, Segment, Threads, evaluate,
+};
 pub use model::Model;
 pub use profile::{Cost, Operation, Profile};
 pub use sampling::{Sampler, SamplingParams};
 pub use stop::{Filtered, StopFilter};
 pub use text::{FinishReason, Generated, Request, Session};
+pub use usual::fresh_seed;

@@ -14,6 +14,7 @@ mod cpu;
 mod igpu;
 mod measure;
 mod output;
+mod packet;
 mod pass;
 mod threads;
 
@@ -38,6 +39,7 @@ pub(crate) use activations::{Activation, Memory};
 pub use batch::Segment;
 pub(crate) use batch::check_ids;
 pub use output::{LogitsFor, RouterTrace, evaluate};
+pub use packet::{OperationInput, OperationRequest, OperationResult, OperationShape};
 pub use threads::Threads;
 
 /// Tokens of a prompt that go through the model together. Each of 16 experts then has 64 of them to use its weights for.

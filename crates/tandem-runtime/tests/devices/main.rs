@@ -6,11 +6,14 @@
 #[path = "../../../tandem-gpu/tests/conformance/runtimes.rs"]
 #[allow(dead_code)] // the names of platforms are for the conformance suite
 mod runtimes;
+#[path = "../support/operations.rs"]
+mod one_by_one;
 #[path = "../support/mod.rs"]
 mod support;
 
 mod failure;
 mod golden;
+mod operations;
 mod packed;
 mod work;
 

@@ -18,6 +18,8 @@ mod options;
 mod placement;
 mod progress;
 mod report;
+#[expect(dead_code, reason = "the commands that serve are built on it")]
+mod service;
 mod threads;
 
 use std::process::ExitCode;

@@ -1,8 +1,10 @@
 //! `generate`: a text.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
-use tandem_model::Text;
-use tandem_model::chat::Message;
+use tandem_model::chat::{ChatTemplate, Message};
+use tandem_model::tokenizer::Tokenizer;
 use tandem_runtime::{Generated, Request, SamplingParams, fresh_seed};
 
 use super::Fault;
@@ -44,6 +46,16 @@ pub struct Generate {
     /// Whether the text is told as it comes. Sockets that take one answer only (REQ) get it whole.
     #[serde(default)]
     pub stream: bool,
+}
+
+/// What turns a prompt into ids, and ends texts.
+pub struct TextSide {
+    /// The model's tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Its chat template, where it has one.
+    pub template: Option<ChatTemplate>,
+    /// Ids that end its texts.
+    pub stop_ids: Vec<u32>,
 }
 
 /// One string or several.
@@ -114,18 +126,18 @@ impl From<&SamplingParams> for SamplingFields {
 }
 
 impl Generate {
-    /// The prompt's ids, and what is to be made of them by a model with these stop ids.
+    /// The prompt's ids, and what is to be made of them by a model.
     ///
     /// # Errors
     /// Where there is no prompt or more than one, or something is out of range.
-    pub fn prepare(&self, text: &Text, stop_ids: &[u32]) -> Result<(Vec<u32>, Request), Fault> {
+    pub fn prepare(&self, side: &TextSide) -> Result<(Vec<u32>, Request), Fault> {
         let sampling = self.sampling.params();
         sampling.validate().map_err(|error| Fault::request(format!("sampling: {error}")))?;
         let stop_strings = self.stop_strings()?;
         let stop_ids = match &self.stop_ids {
             Some(ids) if ids.len() > MAX_STOPS => return Err(too_many("stop_ids", ids.len())),
             Some(ids) => ids.clone(),
-            None => stop_ids.to_vec(),
+            None => side.stop_ids.clone(),
         };
         let request = Request {
             max_tokens: self.max_tokens,
@@ -135,16 +147,16 @@ impl Generate {
             lookup: 0,
             continues_prompt: self.continues_prompt.unwrap_or(self.prompt.is_some()),
         };
-        Ok((self.prompt_ids(text)?, request))
+        Ok((self.prompt_ids(side)?, request))
     }
 
-    fn prompt_ids(&self, text: &Text) -> Result<Vec<u32>, Fault> {
-        let encode = |words: &str| text.tokenizer.encode(words).map_err(|e| Fault::request(e.to_string()));
+    fn prompt_ids(&self, side: &TextSide) -> Result<Vec<u32>, Fault> {
+        let encode = |words: &str| side.tokenizer.encode(words).map_err(|e| Fault::request(e.to_string()));
         match (&self.prompt, &self.ids, &self.messages) {
             (Some(prompt), None, None) => encode(prompt),
             (None, Some(ids), None) => Ok(ids.clone()),
             (None, None, Some(messages)) => {
-                let template = text.template.as_ref().ok_or_else(|| {
+                let template = side.template.as_ref().ok_or_else(|| {
                     Fault::request("messages: this model has no chat template; send a prompt")
                 })?;
                 let words = template

@@ -9,7 +9,7 @@ mod packet;
 mod tensor;
 
 pub use answer::{Answer, Code, Fault};
-pub use generate::{Generate, GenerateResult, SamplingFields, StopStrings};
+pub use generate::{Generate, GenerateResult, SamplingFields, StopStrings, TextSide};
 pub use packet::{DeviceTarget, PacketResult, TensorSource, WorkPacket};
 pub use tensor::{Dtype, Tensor};
 

@@ -179,6 +179,8 @@ impl Executor {
             largest: &[],
             trace: None,
             batch: &batch,
+            instruments: &self.instruments,
+            packet: self.instruments.next_packet(),
         };
         if steps.iter().any(|step| step.placement.uses_igpu()) {
             pass.prepare_igpu();

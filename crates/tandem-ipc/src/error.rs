@@ -51,6 +51,9 @@ pub enum IpcError {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// The connection has ended, or there was nobody to connect to.
+    #[error("there is no scheduler at {0}")]
+    Gone(String),
     /// Nobody answered.
     #[error("no answer from {address} within {seconds:.1} s")]
     TimeOut {

@@ -8,7 +8,9 @@ pub mod client;
 mod error;
 pub mod protocol;
 pub mod server;
+mod packet;
 mod wake;
 
 pub use address::Address;
+use protocol::tensor_bytes;
 pub use error::{IpcError, Result};

@@ -27,7 +27,7 @@ pub use device::Device;
 mod text;
 
 pub use engine::{
-    DeviceDescription, Engine, EngineLoad, EngineOptions, EngineSetup, Event, Handle,
+    Cancel, DeviceDescription, Engine, EngineLoad, EngineOptions, EngineSetup, Event, Handle,
     StepDescription, Throughput,
 };
 pub use error::{Result, RuntimeError};

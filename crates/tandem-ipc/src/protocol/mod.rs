@@ -11,6 +11,7 @@ mod tensor;
 pub use answer::{Answer, Code, Fault};
 pub use generate::{Generate, GenerateResult, SamplingFields, StopStrings, TextSide};
 pub use packet::{DeviceTarget, PacketResult, TensorSource, WorkPacket};
+pub(crate) use tensor::bytes as tensor_bytes;
 pub use tensor::{Dtype, Tensor};
 
 use serde::Deserialize;

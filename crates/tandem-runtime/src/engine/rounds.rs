@@ -64,7 +64,7 @@ impl<'a> Rounds<'a> {
     }
 
     fn begin(&mut self, job: Job) {
-        let Job { prompt, request, reply } = job;
+        let Job { prompt, request, mut reply } = job;
         if reply.is_cancelled() {
             return reply.send(Event::Finished(Generated::unread(prompt.len())));
         }

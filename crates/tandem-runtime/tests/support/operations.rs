@@ -23,39 +23,29 @@ impl OneByOne<'_> {
     }
 
     fn forward(&mut self, ids: &[u32]) -> (Vec<f32>, RouterChoices) {
-        let request = |operations, layer, input| OperationRequest {
-            operations,
-            layer,
-            sequences: 1,
-            tokens: ids.len(),
-            input,
-            experts: None,
-            weights: None,
-            kv_type: KvType::F32,
-            placement: self.placement,
-        };
+        let tokens = ids.len();
         let mut choices = RouterChoices::default();
-        let mut x = self.run(request(&[Op::Embedding], 0, OperationInput::Ids(ids)));
+        let mut x = self.run(request(&[Op::Embedding], 0, tokens, OperationInput::Ids(ids)));
         for layer in 0..self.executor.model().config().n_layers {
-            let mut on = |operations, rows: &[f32]| {
-                self.run(request(operations, layer, OperationInput::Rows(rows)))
+            let mut on = |operation: Op, rows: &[f32]| {
+                self.run(request(&[operation], layer, tokens, OperationInput::Rows(rows)))
             };
-            let normed = on(&[Op::AttentionLayernorm], &x);
-            let qkv = on(&[Op::AttentionQkvProj], &normed);
-            let mixed = on(&[Op::AttentionCompute], &qkv);
-            add(&mut x, &on(&[Op::AttentionOutputProj], &mixed));
-            let normed = on(&[Op::MoeLayernorm], &x);
-            let logits = on(&[Op::RouterLogits], &normed);
-            let chosen = on(&[Op::ExpertSelection], &logits);
-            check_dispatch(&chosen, &on(&[Op::ExpertDispatch], &chosen));
+            let normed = on(Op::AttentionLayernorm, &x);
+            let qkv = on(Op::AttentionQkvProj, &normed);
+            let mixed = on(Op::AttentionCompute, &qkv);
+            add(&mut x, &on(Op::AttentionOutputProj, &mixed));
+            let normed = on(Op::MoeLayernorm, &x);
+            let logits = on(Op::RouterLogits, &normed);
+            let chosen = on(Op::ExpertSelection, &logits);
+            check_dispatch(&chosen, &on(Op::ExpertDispatch, &chosen));
             let (experts, weights): (Vec<_>, Vec<_>) = chosen
                 .as_chunks::<4>()
                 .0
                 .iter()
                 .map(|&[first, second, w1, w2]| ([first as u32, second as u32], [w1, w2]))
                 .unzip();
-            let mut expert = |operations, rows: &[f32]| {
-                let request = request(operations, layer, OperationInput::Rows(rows));
+            let mut expert = |operations: &[Op], rows: &[f32]| {
+                let request = request(operations, layer, tokens, OperationInput::Rows(rows));
                 let (experts, weights) = (Some(&experts[..]), Some(&weights[..]));
                 self.run(OperationRequest { experts, weights, ..request })
             };
@@ -68,15 +58,37 @@ impl OneByOne<'_> {
             choices.experts.extend(experts.as_flattened());
             choices.weights.extend(weights.as_flattened());
         }
-        let normed = self.run(request(&[Op::FinalLayernorm], 0, OperationInput::Rows(&x)));
-        (self.run(request(&[Op::LmHead], 0, OperationInput::Rows(&normed))), choices)
+        let rows = OperationInput::Rows(&x);
+        let normed = self.run(request(&[Op::FinalLayernorm], 0, tokens, rows));
+        let rows = OperationInput::Rows(&normed);
+        (self.run(request(&[Op::LmHead], 0, tokens, rows)), choices)
     }
 
     fn run(&mut self, request: OperationRequest<'_>) -> Vec<f32> {
+        let request = OperationRequest { placement: self.placement, ..request };
         let result = self.executor.run_operation(&request).unwrap();
         assert_eq!(result.gpu_failure, None);
         self.used.push(result.placement);
         result.output
+    }
+}
+
+fn request<'a>(
+    operations: &'a [Op],
+    layer: usize,
+    tokens: usize,
+    input: OperationInput<'a>,
+) -> OperationRequest<'a> {
+    OperationRequest {
+        operations,
+        layer,
+        sequences: 1,
+        tokens,
+        input,
+        experts: None,
+        weights: None,
+        kv_type: KvType::F32,
+        placement: None,
     }
 }
 

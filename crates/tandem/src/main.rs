@@ -21,6 +21,7 @@ mod report;
 #[expect(dead_code, reason = "the commands that serve are built on it")]
 mod service;
 mod threads;
+mod watch;
 
 use std::process::ExitCode;
 

@@ -146,6 +146,11 @@ pub(crate) struct TelemetryOptions {
 }
 
 impl TelemetryOptions {
+    /// Whether any file is asked for.
+    pub(crate) fn writes_files(&self) -> bool {
+        [&self.json, &self.csv, &self.trace].into_iter().any(Option::is_some)
+    }
+
     /// What is recorded, for a model of that config.
     pub(crate) fn params(&self, config: &PhimoeConfig) -> TelemetryParams {
         let Self { json, csv, trace, .. } = self.clone();

@@ -362,7 +362,6 @@ impl Executor {
         };
         let plan = self.planner.plan(tokens, batch.longest());
         self.cpu.team().in_turn(self.threads.for_tokens(tokens), || pass.run(plan))?;
-        pass.tell_end();
         if let (Some(trace), Some(choices)) = (trace, choices) {
             trace.append(choices);
         }

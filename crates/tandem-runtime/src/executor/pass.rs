@@ -74,7 +74,7 @@ impl Pass<'_> {
                 Placement::Igpu => pass.on_igpu(run),
             })?;
         }
-        Ok(())
+        self.tell_end()
     }
 
     /// Writes down what only the GPU reads.

@@ -1,7 +1,8 @@
 //! Addresses: `tcp://HOST:PORT` and `ipc://PATH`.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, TcpListener};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -96,10 +97,23 @@ impl Address {
         }
     }
 
+    /// Whether nobody listens there.
+    ///
     /// ZeroMQ takes the place of whatever file there is. So this looks first: a socket that somebody listens to is taken,
     /// one that was left behind may go, and other files are not ours.
     pub(crate) fn check_free(&self) -> Result<(), IpcError> {
-        let Self::Ipc(path) = self else { return Ok(()) };
+        let path = match self {
+            Self::Ipc(path) => path,
+            Self::Tcp { host, port } if *port != 0 => {
+                let host = if host == "*" { "0.0.0.0" } else { host };
+                return match TcpListener::bind((host, *port)) {
+                    Err(error) if error.kind() == ErrorKind::AddrInUse => Err(self.taken()),
+                    // Whatever else is wrong, ZeroMQ says.
+                    _ => Ok(()),
+                };
+            }
+            Self::Tcp { .. } => return Ok(()),
+        };
         if path.to_string_lossy().starts_with('@') {
             return Ok(());
         }

@@ -40,5 +40,5 @@ pub use model::Model;
 pub use profile::{Cost, Operation, Profile};
 pub use sampling::{Sampler, SamplingParams};
 pub use stop::{Filtered, StopFilter};
-pub use text::{FinishReason, Generated, Request, Session};
+pub use text::{FinishReason, Generated, Listener, Output, Request, Session};
 pub use usual::fresh_seed;

@@ -27,6 +27,10 @@ pub struct Generate {
     /// A conversation, whose next message is to be written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub messages: Option<Vec<Message>>,
+    /// The beginning of the answer, which another has written: it is not told again, and does not count among
+    /// `max_tokens`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub written_ids: Vec<u32>,
     /// Whether the answer goes on where the prompt's text ends, so that a space between the two belongs to it. By itself
     /// so for a `prompt`, and not for `ids` and `messages`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

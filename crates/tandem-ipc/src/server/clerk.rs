@@ -84,13 +84,14 @@ fn begin(
     work: u64,
     generate: &Generate,
 ) -> Result<(), Fault> {
-    let (prompt, request) = generate.prepare(&service.text)?;
-    let (prompt_ids, seed) = (prompt.clone(), request.sampling.seed);
+    let (prompt_ids, request) = generate.prepare(&service.text)?;
+    let (seed, written) = (request.sampling.seed, generate.written_ids.len());
+    let prompt = [&prompt_ids[..], &generate.written_ids].concat();
     outlet.send(Report::Of { work, news: News::Prepared { prompt_ids, seed } });
     let teller = Teller { outlet: outlet.clone(), work };
     let cancel = service
         .engine
-        .submit_to(prompt, request, move |event| teller.tell(News::Text(event)))
+        .resume_to(prompt, written, request, move |event| teller.tell(News::Text(event)))
         .map_err(|error| Fault::from(&error))?;
     outlet.send(Report::Of { work, news: News::Accepted(cancel) });
     Ok(())

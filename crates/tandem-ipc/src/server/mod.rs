@@ -23,7 +23,7 @@ use crate::wake::{Inbox, Outlet, inbox};
 use clerk::{Clerk, Errand};
 use clients::{Clients, Queued, Took};
 use runner::{Parcel, Runner};
-pub use service::{Control, ModelInfo, Service};
+pub use service::{ModelInfo, Service};
 use sockets::{ClientId, Incoming, Route, Sockets};
 use works::{Kind, News, Report, Works};
 
@@ -39,6 +39,19 @@ pub struct ServerOptions {
     pub address: Address,
     /// Whether other machines may reach it.
     pub allow_remote: bool,
+}
+
+impl ServerOptions {
+    /// Whether it may and can listen there.
+    ///
+    /// # Errors
+    /// Where the address is taken, or is not this machine's alone and nobody allowed that.
+    pub fn check(&self) -> Result<()> {
+        if !self.address.is_local() && !self.allow_remote {
+            return Err(IpcError::Remote(self.address.to_string()));
+        }
+        self.address.check_free()
+    }
 }
 
 /// The scheduler service.
@@ -74,9 +87,7 @@ impl Server {
     /// # Errors
     /// Where the address is taken, cannot be had, or is not this machine's alone and nobody allowed that.
     pub fn bind(options: &ServerOptions, service: Service) -> Result<Self> {
-        if !options.address.is_local() && !options.allow_remote {
-            return Err(IpcError::Remote(options.address.to_string()));
-        }
+        options.check()?;
         let context = zmq::Context::new();
         let sockets = Sockets::bind(&context, &options.address)?;
         let io = |source| IpcError::Io { what: "cannot start the service", source };

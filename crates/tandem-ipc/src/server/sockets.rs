@@ -68,7 +68,6 @@ pub(super) struct Sockets {
 
 impl Sockets {
     pub(super) fn bind(context: &Context, address: &Address) -> Result<Self> {
-        address.check_free()?;
         let failed = || IpcError::zmq("ZeroMQ cannot make a socket");
         let router = context.socket(zmq::ROUTER).map_err(failed())?;
         configure(&router).map_err(failed())?;

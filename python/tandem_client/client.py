@@ -85,11 +85,11 @@ class SchedulerClient:
 
     def get_telemetry(self) -> dict[str, Any]:
         """What operations took so far."""
-        return self._ask({"type": "get_telemetry"})[0]["telemetry"]
+        return dict(self._ask({"type": "get_telemetry"})[0]["telemetry"])
 
     def get_bandwidth_stats(self) -> dict[str, Any]:
         """How much of the memory's bandwidth is in use."""
-        return self._ask({"type": "get_bandwidth_stats"})[0]["bandwidth_stats"]
+        return dict(self._ask({"type": "get_bandwidth_stats"})[0]["bandwidth_stats"])
 
     def set_policy(self, policy: str, enable_pipelining: bool | None = None) -> dict[str, Any]:
         """Another scheduling policy from now on: ``static``, ``bandwidth_aware`` or ``adaptive``."""
@@ -194,7 +194,7 @@ class SchedulerClient:
             left = end - time.monotonic()
             if left <= 0:
                 return None
-            poller.poll(left * 1000 + 1)
+            poller.poll(int(left * 1000) + 1)
 
     def _time_out(self, waited: float) -> SchedulerTimeout:
         return SchedulerTimeout(f"no answer from {self.address} within {waited:.1f} s")
@@ -202,7 +202,7 @@ class SchedulerClient:
 
 def _is_of(answer: Mapping[str, Any], number: int) -> bool:
     # An error without an id is about all that this client asked for.
-    return answer.get("id", number if answer.get("status") == "error" else None) == number
+    return bool(answer.get("id", number if answer.get("status") == "error" else None) == number)
 
 
 def _check(answer: Mapping[str, Any]) -> None:

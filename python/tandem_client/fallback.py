@@ -33,7 +33,8 @@ class LocalProgram:
             assert process.stdin and process.stdout and process.stderr
             # Read beside stdout, lest the program wait for room.
             complaints: list[bytes] = []
-            reader = threading.Thread(target=lambda: complaints.append(process.stderr.read()))
+            stderr = process.stderr
+            reader = threading.Thread(target=lambda: complaints.append(stderr.read()))
             reader.start()
             try:
                 message = json.dumps({"type": "generate", **wanted}).encode()

@@ -81,7 +81,7 @@ class WorkResult:
 
     def numpy(self) -> Any:
         """The output as a NumPy array. Needs NumPy, and a packet that had a tensor."""
-        import numpy
+        import numpy  # type: ignore[import-not-found,unused-ignore]
 
         if self.output is None:
             raise ValueError("the packet was a probe: there is no output")

@@ -1,4 +1,5 @@
-//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `peers`, `device-bundle`.
+//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `peers`, `device-bundle`, `soak`,
+//! `service-cost`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for developers at a terminal
 
@@ -8,6 +9,7 @@ mod fullsize;
 mod kernels;
 mod peers;
 mod record;
+mod service;
 mod shell;
 mod test;
 
@@ -32,6 +34,10 @@ enum Command {
     Kernels(kernels::KernelsArgs),
     /// Pack what measures Tandem on a machine with a GPU that has nothing of it (bench/gpu/run.sh)
     DeviceBundle(bundle::BundleArgs),
+    /// Have many clients use the scheduler service for minutes, and look for lost answers and growing memory
+    Soak(service::SoakArgs),
+    /// Measure what the scheduler service costs, in turns with `tandem bench`
+    ServiceCost(service::CostArgs),
     /// Measure Tandem and other programs in turns, at full size, with models of equal cost per token
     Peers(peers::PeersArgs),
 }
@@ -43,6 +49,8 @@ fn main() -> anyhow::Result<()> {
         Command::Fullsize(args) => fullsize::fullsize(&args),
         Command::Kernels(args) => kernels::kernels(&args),
         Command::DeviceBundle(args) => bundle::bundle(&args),
+        Command::Soak(args) => service::soak(&args),
+        Command::ServiceCost(args) => service::cost(&args),
         Command::Peers(args) => peers::peers(&args),
     }
 }

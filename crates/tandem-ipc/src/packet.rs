@@ -48,7 +48,7 @@ impl Prepared {
             let names = Operation::ALL.map(Operation::name).join(", ");
             let found: String = packet.operation.chars().take(64).collect();
             return Err(Fault::request(format!(
-                "operation: expected one of {names}, position_encoding, expert_masking, expert_ffn, found {found:?}"
+                "operation: found {found:?}, expected one of {names}, position_encoding, expert_masking, expert_ffn"
             )));
         }
         let is_ids = operations[0] == Operation::Embedding;

@@ -109,7 +109,7 @@ impl Client {
         asked_for.insert("type".to_owned(), "generate".into());
         asked_for.insert("stream".to_owned(), true.into());
         let id = self.send(&mut asked_for, None)?;
-        let mut asked = false;
+        let (mut asked, mut cancelled) = (false, false);
         loop {
             let wait = if asked { self.timeouts.answer } else { self.timeouts.quiet };
             let Some(reply) = self.connection.receive(Instant::now() + wait)? else {
@@ -128,7 +128,7 @@ impl Client {
             let reply = reply.checked()?;
             match self.event(&reply)? {
                 Heard::Event(event) => {
-                    if listen(event).is_break() {
+                    if listen(event).is_break() && !std::mem::replace(&mut cancelled, true) {
                         let mut cancel = message("cancel");
                         cancel.insert("target".to_owned(), id.clone());
                         self.send(&mut cancel, None)?;

@@ -1,7 +1,10 @@
 //! What the scheduler answers.
 
+use std::fmt::Display;
+
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tandem_formats::one_line;
 use tandem_runtime::RuntimeError;
 
 /// What kind of error an answer tells of, for programs.
@@ -60,13 +63,14 @@ pub struct Fault {
 
 impl Fault {
     /// The message is not as it must be.
-    pub fn request(message: impl Into<String>) -> Self {
-        Self { code: Code::BadRequest, message: message.into() }
+    pub fn request(message: impl Display) -> Self {
+        // It may repeat what a stranger has written.
+        Self { code: Code::BadRequest, message: one_line(message) }
     }
 
     /// The scheduler could not do it.
-    pub fn failed(message: impl ToString) -> Self {
-        Self { code: Code::Failed, message: message.to_string() }
+    pub fn failed(message: impl Display) -> Self {
+        Self { code: Code::Failed, message: one_line(message) }
     }
 }
 
@@ -81,7 +85,7 @@ impl From<&RuntimeError> for Fault {
             | RuntimeError::TokenId { .. } => Code::BadRequest,
             _ => Code::Failed,
         };
-        Self { code, message: error.to_string() }
+        Self { code, message: one_line(error) }
     }
 }
 

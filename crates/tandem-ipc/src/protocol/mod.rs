@@ -208,7 +208,7 @@ fn request(mut fields: Map<String, Value>) -> Result<Request, Fault> {
         _ => {
             let kind: String = kind.chars().take(64).collect();
             let message = format!("type: {}, found {kind:?}", expected());
-            Err(Fault { code: Code::UnknownType, message })
+            Err(Fault { code: Code::UnknownType, ..Fault::request(message) })
         }
     }
 }

@@ -29,6 +29,8 @@ use works::{Kind, News, Report, Works};
 
 /// How often answers that a slow reader has not taken are tried anew.
 const RETRY: Duration = Duration::from_millis(10);
+/// Messages that are read in a row, at most.
+const MESSAGES: usize = 64;
 /// How long texts may take to end, and answers to leave, when the scheduler does.
 const LEAVE_TAKING: Duration = Duration::from_secs(5);
 
@@ -128,11 +130,13 @@ impl Server {
         while !self.has_left() {
             self.wait()?;
             self.part();
-            while let Some(incoming) = self.sockets.receive() {
-                // Connections that ended before the message came have been told of by now, so that a new connection is
-                // not taken for an old one; the message's own may have ended since.
+            // Not all that there are: answers shall leave in between.
+            for _ in 0..MESSAGES {
+                let Some(incoming) = self.sockets.receive() else { break };
                 self.part();
-                self.receive(incoming);
+                if self.sockets.is_open(&incoming) {
+                    self.receive(incoming);
+                }
             }
             for report in self.inbox.take() {
                 self.report(report);

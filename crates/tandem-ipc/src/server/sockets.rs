@@ -8,8 +8,10 @@ use crate::address::{Address, is_loopback};
 use crate::error::{IpcError, Result};
 use crate::protocol::{MAX_FRAMES, MAX_TENSOR_BYTES};
 
-/// Answers that wait in ZeroMQ for a client to read them, at most; there is room for more in the kernel's buffers.
+/// Answers that wait in ZeroMQ for a client to read them, at most.
 const SEND_HIGH_WATER: i32 = 16;
+/// Bytes of answers that wait in the kernel, about: left to itself it would take megabytes for each client.
+const SEND_BUFFER: i32 = 64 << 10;
 /// Messages of a client that wait to be read, at most.
 const RECEIVE_HIGH_WATER: i32 = 16;
 /// A frame that is longer ends the connection. Frames longer than a tensor may be, but not than that, get an answer.
@@ -26,6 +28,8 @@ pub(super) type ClientId = Vec<u8>;
 /// A message as it came.
 pub(super) struct Incoming {
     pub(super) client: ClientId,
+    /// The connection that it came by, where ZeroMQ tells.
+    fd: Option<i32>,
     /// How the answer gets back.
     pub(super) route: Route,
     /// All frames after the delimiter.
@@ -140,10 +144,18 @@ impl Sockets {
                 false => too_many = true,
             }
         }
-        if let Some(fd) = fd {
-            self.clients.insert(fd, client.clone());
+        Some(Incoming { client, fd, route, frames, too_many, local })
+    }
+
+    /// Whether the connection that a message came by is still there. To be asked after [`Self::departed`]: connections that
+    /// ended before the message came have been told of then, so that a new one is not taken for an old one with its number.
+    pub(super) fn is_open(&mut self, incoming: &Incoming) -> bool {
+        let Some(fd) = incoming.fd else { return true };
+        let open = self.open.contains(&fd);
+        if open {
+            self.clients.insert(fd, incoming.client.clone());
         }
-        Some(Incoming { client, route, frames, too_many, local })
+        open
     }
 
     /// Hands an answer to ZeroMQ.
@@ -170,6 +182,7 @@ fn configure(router: &Socket) -> zmq::Result<()> {
     router.set_ipv6(true)?;
     router.set_sndhwm(SEND_HIGH_WATER)?;
     router.set_rcvhwm(RECEIVE_HIGH_WATER)?;
+    router.set_sndbuf(SEND_BUFFER)?;
     router.set_maxmsgsize(MAX_FRAME_BYTES)?;
     router.set_heartbeat_ivl(HEARTBEAT_MS)?;
     router.set_heartbeat_timeout(HEARTBEAT_TIMEOUT_MS)?;

@@ -123,7 +123,7 @@ fn what_does_not_fit_is_refused() {
         (packet("moe_layernorm", &shape, json!({"input_dtype": "float64"})), "input_dtype: expected one of float32, float16"),
         (packet("moe_layernorm", &shape, json!({"input_dtype": "int64"})), "input_dtype: expected a floating-point type for moe_layernorm, found int64"),
         (packet("embedding", &[4], json!({"input_dtype": "float32"})), "input_dtype: expected a type of whole numbers for embedding, found float32"),
-        (packet("softmax", &shape, json!({})), "operation: expected one of embedding, attention_layernorm"),
+        (packet("softmax", &shape, json!({})), "operation: found \"softmax\", expected one of embedding, attention_layernorm"),
         (packet("moe_layernorm", &shape, json!({"packet_id": null})), "packet_id: expected a string or a number"),
         (packet("moe_layernorm", &shape, json!({"memory_requirement_mb": -1})), "memory_requirement_mb: expected 0 or more, found -1"),
         (packet("expert_ffn_w1", &shape, json!({"params": {"experts": [[0, 1]]}})), "experts: expected 2, one for each token, found 1"),

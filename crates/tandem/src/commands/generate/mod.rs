@@ -43,7 +43,7 @@ pub(crate) struct GenerateArgs {
     reconnect: f64,
 
     /// What to write, as a `generate` message of docs/protocol.md in a file (`-`: stdin); instead of a prompt and options
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "TANDEM_REQUEST")]
     request: Option<PathBuf>,
 
     #[command(flatten)]
@@ -65,7 +65,7 @@ pub(crate) struct GenerateArgs {
     json: bool,
 
     /// Print the answers that docs/protocol.md has for a stream, one a line
-    #[arg(long, conflicts_with = "json")]
+    #[arg(long, env = "TANDEM_EVENTS", value_parser = FalseyValueParser::new(), conflicts_with = "json")]
     events: bool,
 
     /// Print no notes

@@ -33,7 +33,7 @@ pub(super) fn put(acts: &mut Activations, request: &OperationRequest<'_>, c: &Ph
         }
         Op::AttentionOutputProj => acts.mixed.copy_from_slice(rows),
         Op::ExpertSelection => acts.router.copy_from_slice(rows),
-        Op::ExpertDispatch => return put_choices(acts, rows, c.n_experts),
+        Op::ExpertDispatch => return put_choices(acts, request.layer, rows, c.n_experts),
         Op::ExpertFfnW1 => {
             acts.normed.copy_from_slice(rows);
             choose(acts, request, c.n_experts);
@@ -58,7 +58,14 @@ pub(super) fn put(acts: &mut Activations, request: &OperationRequest<'_>, c: &Ph
 }
 
 /// Two experts and two weights for each token, as [`Op::ExpertSelection`] gives them.
-fn put_choices(acts: &mut Activations, rows: &[f32], n_experts: usize) -> Result<()> {
+fn put_choices(
+    acts: &mut Activations,
+    layer: usize,
+    rows: &[f32],
+    n_experts: usize,
+) -> Result<()> {
+    let choices = acts.choices(layer);
+    let chosen = &mut acts.chosen[choices];
     for (token, row) in rows.as_chunks::<4>().0.iter().enumerate() {
         for (choice, &expert) in row[..EXPERTS_PER_TOKEN].iter().enumerate() {
             if expert.fract() != 0.0 || !(0.0..n_experts as f32).contains(&expert) {
@@ -68,7 +75,7 @@ fn put_choices(acts: &mut Activations, rows: &[f32], n_experts: usize) -> Result
                     found: expert.to_string(),
                 });
             }
-            acts.chosen[token * EXPERTS_PER_TOKEN + choice] = expert as u32;
+            chosen[token * EXPERTS_PER_TOKEN + choice] = expert as u32;
         }
         acts.chosen_weights[token * EXPERTS_PER_TOKEN..][..EXPERTS_PER_TOKEN]
             .copy_from_slice(&row[EXPERTS_PER_TOKEN..]);
@@ -79,13 +86,15 @@ fn put_choices(acts: &mut Activations, rows: &[f32], n_experts: usize) -> Result
 /// Writes down which experts tokens use; answers the use of each token's each choice.
 fn choose(acts: &mut Activations, request: &OperationRequest<'_>, n_experts: usize) -> Vec<usize> {
     let turns = |choice: usize| (choice % n_experts) as u32;
-    for choice in 0..acts.chosen.len() {
+    let choices = acts.choices(request.layer);
+    let chosen = &mut acts.chosen[choices];
+    for choice in 0..chosen.len() {
         let (token, slot) = (choice / EXPERTS_PER_TOKEN, choice % EXPERTS_PER_TOKEN);
-        acts.chosen[choice] = request.experts.map_or(turns(choice), |experts| experts[token][slot]);
+        chosen[choice] = request.experts.map_or(turns(choice), |experts| experts[token][slot]);
         acts.chosen_weights[choice] = request.weights.map_or(0.5, |weights| weights[token][slot]);
     }
-    acts.uses.fill(&acts.chosen, &acts.chosen_weights);
-    uses_of_choices(&acts.chosen, &acts.uses)
+    acts.uses.fill(chosen, &acts.chosen_weights);
+    uses_of_choices(chosen, &acts.uses)
 }
 
 /// The use of each choice, `[token][2]`: uses are ordered by expert.
@@ -120,8 +129,9 @@ pub(super) fn take(
     c: &PhimoeConfig,
 ) -> Vec<f32> {
     let tokens = request.sequences * request.tokens;
+    let chosen = |acts: &Activations| acts.chosen[acts.choices(request.layer)].to_vec();
     let by_choice = |rows: &[&[f32]], width: usize| -> Vec<f32> {
-        let uses = uses_of_choices(&acts.chosen, &acts.uses);
+        let uses = uses_of_choices(&chosen(acts), &acts.uses);
         let row = |use_: usize| rows.iter().flat_map(move |rows| &rows[use_ * width..][..width]);
         uses.into_iter().flat_map(row).copied().collect()
     };
@@ -139,11 +149,12 @@ pub(super) fn take(
         Op::AttentionCompute => acts.mixed.to_vec(),
         Op::RouterLogits => acts.router.to_vec(),
         Op::ExpertSelection => {
-            let choices = acts.chosen.chunks_exact(EXPERTS_PER_TOKEN);
+            let chosen = chosen(acts);
+            let choices = chosen.chunks_exact(EXPERTS_PER_TOKEN);
             let weights = acts.chosen_weights.chunks_exact(EXPERTS_PER_TOKEN);
             let row = |(chosen, weights): (&[u32], &[f32])| {
                 let chosen: Vec<f32> = chosen.iter().map(|&expert| expert as f32).collect();
-                [&chosen, weights].concat()
+                [&chosen[..], weights].concat()
             };
             choices.zip(weights).flat_map(row).collect()
         }

@@ -43,7 +43,7 @@ class SchedulerClient:
         socket.setsockopt(zmq.IPV6, 1)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 1_000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5_000)
-        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+        events = zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
         self._monitor = socket.get_monitor_socket(events)
         socket.connect(self.address)
         self._socket = socket
@@ -187,9 +187,11 @@ class SchedulerClient:
             if self._socket.poll(0):
                 frames = self._socket.recv_multipart()
                 return json.loads(frames[0]), frames[1] if len(frames) > 1 else None
-            if self._monitor.poll(0):
-                while self._monitor.poll(0):
-                    recv_monitor_message(self._monitor)
+            # The newest of what has happened to the connection counts.
+            newest = zmq.EVENT_CONNECTED
+            while self._monitor.poll(0):
+                newest = recv_monitor_message(self._monitor)["event"]
+            if newest != zmq.EVENT_CONNECTED:
                 raise SchedulerGone(f"there is no scheduler at {self.address}")
             left = end - time.monotonic()
             if left <= 0:

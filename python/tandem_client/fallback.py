@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -27,8 +28,14 @@ class LocalProgram:
         command = [path, "generate", "--events", "--request", "-", "--placement", "cpu", "--quiet"]
         if self.model is not None:
             command += ["--model", self.model]
+        # It is to write by itself, whatever the environment says.
+        environment = {name: value for name, value in os.environ.items() if name != "TANDEM_CONNECT"}
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
         ) as process:
             assert process.stdin and process.stdout and process.stderr
             # Read beside stdout, lest the program wait for room.

@@ -68,7 +68,8 @@ pub(crate) fn soak(args: &SoakArgs) -> anyhow::Result<()> {
             && !clients.iter().any(std::thread::ScopedJoinHandle::is_finished)
         {
             std::thread::sleep(LOOK);
-            memory.push(scheduler.resident()?);
+            // Where the scheduler is gone, the clients say so.
+            memory.extend(scheduler.resident().ok());
         }
         ended.store(true, Ordering::Relaxed);
         for client in clients {

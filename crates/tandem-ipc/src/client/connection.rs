@@ -30,7 +30,9 @@ impl Connection {
         let dealer = context.socket(zmq::DEALER).map_err(failed())?;
         configure(&dealer).map_err(failed())?;
         let monitor = context.socket(zmq::PAIR).map_err(failed())?;
-        let events = SocketEvent::DISCONNECTED.to_raw() | SocketEvent::CONNECT_RETRIED.to_raw();
+        let events = SocketEvent::CONNECTED.to_raw()
+            | SocketEvent::DISCONNECTED.to_raw()
+            | SocketEvent::CONNECT_RETRIED.to_raw();
         dealer.monitor("inproc://connection", i32::from(events)).map_err(failed())?;
         monitor.connect("inproc://connection").map_err(failed())?;
         dealer
@@ -95,14 +97,14 @@ impl Connection {
         Ok(Reply { fields, tensor: frames.next() })
     }
 
-    /// Whether the connection has ended since it was asked last, or could not be made.
+    /// Whether the newest of what has happened to the connection is that it ended, or could not be made.
     fn is_gone(&self) -> bool {
         let mut gone = false;
-        // Which of the two events does not matter.
-        while self.monitor.recv_bytes(DONTWAIT).is_ok() {
+        while let Ok(event) = self.monitor.recv_bytes(DONTWAIT) {
             // The address comes in a frame of its own.
             let _ = self.monitor.recv_bytes(DONTWAIT);
-            gone = true;
+            let event = event.first_chunk().map(|event| u16::from_ne_bytes(*event));
+            gone = event != Some(SocketEvent::CONNECTED.to_raw());
         }
         gone
     }

@@ -82,7 +82,8 @@ impl From<&RuntimeError> for Fault {
             RuntimeError::Parameter { .. }
             | RuntimeError::EmptyPrompt
             | RuntimeError::PromptTooLong { .. }
-            | RuntimeError::TokenId { .. } => Code::BadRequest,
+            | RuntimeError::TokenId { .. }
+            | RuntimeError::Operation { .. } => Code::BadRequest,
             _ => Code::Failed,
         };
         Self { code, message: one_line(error) }

@@ -64,6 +64,9 @@ struct Work {
     begun: Option<Answer>,
     /// What ends a text, also when the request is forgotten.
     cancel: Option<Cancel>,
+    /// Whether the engine tells no more of a text, and nobody has said that it took it: it did not, and why follows, or it
+    /// has stopped since.
+    silent: bool,
 }
 
 /// What is answered.
@@ -96,7 +99,8 @@ impl Works {
     ) -> u64 {
         self.next += 1;
         let (begun, cancel) = (None, None);
-        let work = Work { client, route, id, kind, cancelled: false, seed: 0, begun, cancel };
+        let (cancelled, seed, silent) = (false, 0, false);
+        let work = Work { client, route, id, kind, cancelled, seed, begun, cancel, silent };
         self.works.insert(self.next, work);
         self.next
     }
@@ -107,7 +111,12 @@ impl Works {
             let called = id.is_none_or(|id| work.id.as_ref() == Some(id));
             work.client == *client && work.kind != Kind::Other && called
         };
-        self.works.values_mut().filter(wanted).map(Work::cancel).count()
+        let mut ended = 0;
+        for work in self.works.values_mut().filter(wanted) {
+            work.cancel();
+            ended += 1;
+        }
+        ended
     }
 
     /// Ends all texts.
@@ -152,6 +161,7 @@ impl Work {
                 }
                 return false;
             }
+            News::Accepted(_) if self.silent => stopped(),
             News::Accepted(cancel) => {
                 if self.cancelled {
                     cancel.cancel();
@@ -173,8 +183,12 @@ impl Work {
                 success("finished").with("result", result)
             }
             News::Text(Event::Failed(error)) => Answer::error(&Fault::from(&*error)),
+            News::Silence if self.cancel.is_none() => {
+                self.silent = true;
+                return false;
+            }
             // Where the text had ended, the request is no more, and nobody hears of this.
-            News::Silence => Answer::error(&Fault::from(&RuntimeError::EngineStopped)),
+            News::Silence => stopped(),
             News::Done(answer) => *answer,
         };
         queued.push(self.queued(answer));
@@ -191,4 +205,8 @@ impl Work {
     fn queued(&self, answer: Answer) -> Queued {
         Queued::Answer(self.route, answer.to(self.id.as_ref()))
     }
+}
+
+fn stopped() -> Answer {
+    Answer::error(&Fault::from(&RuntimeError::EngineStopped))
 }

@@ -156,7 +156,14 @@ mod tests {
 
     #[test]
     fn addresses_are_read_as_they_are_written() {
-        for text in ["tcp://127.0.0.1:5555", "tcp://*:1", "tcp://[::1]:0", "tcp://my-host.lan:65535", "ipc:///run/x", "ipc://@name"] {
+        for text in [
+            "tcp://127.0.0.1:5555",
+            "tcp://*:1",
+            "tcp://[::1]:0",
+            "tcp://my-host.lan:65535",
+            "ipc:///run/x",
+            "ipc://@name",
+        ] {
             assert_eq!(address(text).to_string(), text);
         }
         assert_eq!(address("tcp://127.0.0.1:*").to_string(), "tcp://127.0.0.1:0");
@@ -178,10 +185,18 @@ mod tests {
 
     #[test]
     fn beyond_this_machine_is_what_is_not_loopback() {
-        for text in ["tcp://127.0.0.1:1", "tcp://127.9.9.9:1", "tcp://localhost:1", "tcp://[::1]:1", "ipc://x"] {
+        for text in [
+            "tcp://127.0.0.1:1",
+            "tcp://127.9.9.9:1",
+            "tcp://localhost:1",
+            "tcp://[::1]:1",
+            "ipc://x",
+        ] {
             assert!(address(text).is_local(), "{text}");
         }
-        for text in ["tcp://*:1", "tcp://0.0.0.0:1", "tcp://[::]:1", "tcp://192.168.1.2:1", "tcp://eth0:1"] {
+        for text in
+            ["tcp://*:1", "tcp://0.0.0.0:1", "tcp://[::]:1", "tcp://192.168.1.2:1", "tcp://eth0:1"]
+        {
             assert!(!address(text).is_local(), "{text}");
         }
     }

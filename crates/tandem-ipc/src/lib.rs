@@ -6,11 +6,11 @@
 mod address;
 pub mod client;
 mod error;
+mod packet;
 pub mod protocol;
 pub mod server;
-mod packet;
 mod wake;
 
 pub use address::Address;
-use protocol::tensor_bytes;
 pub use error::{IpcError, Result};
+use protocol::tensor_bytes;

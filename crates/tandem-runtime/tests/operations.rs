@@ -85,7 +85,12 @@ fn passes_do_not_notice() {
         let result =
             executor.run_operation(&OperationRequest { input, ..rows(&[operation], 7, &[]) });
         let output = result.unwrap_or_else(|e| panic!("{}: {e}", operation.name())).output;
-        assert_eq!(output.len(), 7 * shape.output.iter().product::<usize>(), "{}", operation.name());
+        assert_eq!(
+            output.len(),
+            7 * shape.output.iter().product::<usize>(),
+            "{}",
+            operation.name()
+        );
         assert_eq!(logits(&mut executor, &mut kv), expected, "{}", operation.name());
         kv.clear();
     }
@@ -110,11 +115,17 @@ fn what_does_not_fit_is_refused() {
         (rows(norm, 2, &x[..hidden]), "the input: expected 256 numbers, found 128"),
         (OperationRequest { layer: 4, ..fits.clone() }, "layer_idx: expected less than 4, found 4"),
         (
-            OperationRequest { experts: Some(&choices), ..rows(&[Op::ExpertFfnW1], 2, &x[..2 * hidden]) },
+            OperationRequest {
+                experts: Some(&choices),
+                ..rows(&[Op::ExpertFfnW1], 2, &x[..2 * hidden])
+            },
             "experts: expected less than 16, found 16",
         ),
         (
-            OperationRequest { experts: Some(&choices[..1]), ..rows(&[Op::ExpertFfnW1], 2, &x[..2 * hidden]) },
+            OperationRequest {
+                experts: Some(&choices[..1]),
+                ..rows(&[Op::ExpertFfnW1], 2, &x[..2 * hidden])
+            },
             "experts: expected 2, one for each token, found 1",
         ),
         (
@@ -126,7 +137,10 @@ fn what_does_not_fit_is_refused() {
             "device_target: expected cpu or auto, found igpu, which does not compute moe_layernorm: no GPU takes part",
         ),
         (
-            OperationRequest { input: OperationInput::Ids(&[1, 90_000]), ..rows(&[Op::Embedding], 2, &[]) },
+            OperationRequest {
+                input: OperationInput::Ids(&[1, 90_000]),
+                ..rows(&[Op::Embedding], 2, &[])
+            },
             "token id 90000: expected less than the vocabulary size 1024",
         ),
     ] {

@@ -53,7 +53,8 @@ pub(crate) fn cost(args: &CostArgs) -> anyhow::Result<()> {
     let model = args.model.to_str().context("the model's path is not UTF-8")?;
     let vocab = Checkpoint::open(&args.model)?.config().vocab_size;
     let (threads, context) = (args.threads.to_string(), (args.depth + args.tokens + 2).to_string());
-    let common = ["--threads", &threads, "--ctx", &context, "--no-sliding-window", "--model", model];
+    let common =
+        ["--threads", &threads, "--ctx", &context, "--no-sliding-window", "--model", model];
     let mut bench = Command::new(&program);
     let mut bench = Driver::start(bench.args(["bench", "--stdin"]).args(common))?;
     let scheduler = Scheduler::start(&program, &common)?;

@@ -179,8 +179,12 @@ fn text(client: &mut Client, rng: &mut Rng, story: &Prompt, counts: &Counts) -> 
 
 /// The client is dropped by whoever calls this.
 fn abandoned(client: &mut Client, story: &Prompt) -> anyhow::Result<()> {
-    let result = client.generate(&greedy(story, story.greedy.len()), &mut |_| ControlFlow::Break(()))?;
-    ensure!(result.ids.len() < story.greedy.len() || story.greedy.len() < 4, "it was not cancelled");
+    let result =
+        client.generate(&greedy(story, story.greedy.len()), &mut |_| ControlFlow::Break(()))?;
+    ensure!(
+        result.ids.len() < story.greedy.len() || story.greedy.len() < 4,
+        "it was not cancelled"
+    );
     Ok(())
 }
 
@@ -201,7 +205,10 @@ fn packet(client: &mut Client, rng: &mut Rng, counts: &Counts) -> anyhow::Result
     let out = if experts { 16 } else { width };
     ensure!(result["packet_id"] == id, "packet {id}: got {}", result["packet_id"]);
     ensure!(result["output_shape"] == json!([tokens, out]), "packet {id}: {result}");
-    ensure!(reply.tensor.map(|tensor| tensor.len()) == Some(4 * tokens * out), "packet {id}: tensor");
+    ensure!(
+        reply.tensor.map(|tensor| tensor.len()) == Some(4 * tokens * out),
+        "packet {id}: tensor"
+    );
     counts.packets.fetch_add(1, Ordering::Relaxed);
     Ok(())
 }

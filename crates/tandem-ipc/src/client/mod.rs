@@ -88,7 +88,8 @@ impl Client {
         let id = self.send(&mut message, tensor)?;
         let end = Instant::now() + self.timeouts.answer;
         loop {
-            let reply = self.connection.receive(end)?.ok_or_else(|| self.time_out(self.timeouts.answer))?;
+            let reply =
+                self.connection.receive(end)?.ok_or_else(|| self.time_out(self.timeouts.answer))?;
             // Others are late answers to what was given up.
             if reply.is_of(&id) {
                 return reply.checked();

@@ -155,7 +155,8 @@ impl Generate {
     }
 
     fn prompt_ids(&self, side: &TextSide) -> Result<Vec<u32>, Fault> {
-        let encode = |words: &str| side.tokenizer.encode(words).map_err(|e| Fault::request(e.to_string()));
+        let encode =
+            |words: &str| side.tokenizer.encode(words).map_err(|e| Fault::request(e.to_string()));
         match (&self.prompt, &self.ids, &self.messages) {
             (Some(prompt), None, None) => encode(prompt),
             (None, Some(ids), None) => Ok(ids.clone()),

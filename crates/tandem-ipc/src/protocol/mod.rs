@@ -267,11 +267,23 @@ mod tests {
             (r#"{"id":"a"}"#, id(), "type is missing: expected one of health_check, work_packet"),
             (r#"{"id":"a","type":3}"#, id(), "type: expected one of health_check, work_packet"),
             (r#"{"id":"a","type":"hello"}"#, id(), "type: expected one of health_check"),
-            (r#"{"id":["a"],"type":"shutdown"}"#, None, "id: expected a string or a number, found an array"),
+            (
+                r#"{"id":["a"],"type":"shutdown"}"#,
+                None,
+                "id: expected a string or a number, found an array",
+            ),
             (r#"{"id":"a","type":"shutdown","now":1}"#, id(), "shutdown: unknown field `now`"),
             (r#"{"id":"a","type":"work_packet"}"#, id(), "work_packet: missing field `data`"),
-            (r#"{"id":"a","type":"set_policy","policy":1}"#, id(), "set_policy: invalid type: integer `1`, expected a string"),
-            (r#"{"id":"a","type":"generate","promt":"x"}"#, id(), "generate: unknown field `promt`, expected one of `prompt`"),
+            (
+                r#"{"id":"a","type":"set_policy","policy":1}"#,
+                id(),
+                "set_policy: invalid type: integer `1`, expected a string",
+            ),
+            (
+                r#"{"id":"a","type":"generate","promt":"x"}"#,
+                id(),
+                "generate: unknown field `promt`, expected one of `prompt`",
+            ),
         ] {
             let (found, message) = fault(text);
             assert_eq!(found, id, "{text}");

@@ -23,8 +23,7 @@ pub enum Dtype {
 
 impl Dtype {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::F32, Self::F16, Self::Bf16, Self::U32, Self::I32, Self::I64];
+    pub const ALL: [Self; 6] = [Self::F32, Self::F16, Self::Bf16, Self::U32, Self::I32, Self::I64];
 
     /// As answers have it.
     pub const fn name(self) -> &'static str {
@@ -101,7 +100,9 @@ impl Tensor {
         }
         if dtype.is_whole() {
             let ids: Result<Vec<u32>, i64> = match dtype {
-                Dtype::I32 => numbers(frame, i32::from_le_bytes).map(|id| id_of(id.into())).collect(),
+                Dtype::I32 => {
+                    numbers(frame, i32::from_le_bytes).map(|id| id_of(id.into())).collect()
+                }
                 Dtype::I64 => numbers(frame, i64::from_le_bytes).map(id_of).collect(),
                 _ => numbers(frame, u32::from_le_bytes).map(Ok).collect(),
             };
@@ -164,8 +165,14 @@ mod tests {
         let frame = |values: &[f32]| bytes(values);
         let read = |frame: &[u8], dtype, len| Tensor::read(frame, dtype, len);
         assert_eq!(read(&frame(&[1.5, -2.0]), Dtype::F32, 2), Ok(Tensor::Numbers(vec![1.5, -2.0])));
-        assert_eq!(read(&[0x00, 0x3c, 0x00, 0xc0], Dtype::F16, 2), Ok(Tensor::Numbers(vec![1.0, -2.0])));
-        assert_eq!(read(&[0x80, 0x3f, 0x00, 0xc0], Dtype::Bf16, 2), Ok(Tensor::Numbers(vec![1.0, -2.0])));
+        assert_eq!(
+            read(&[0x00, 0x3c, 0x00, 0xc0], Dtype::F16, 2),
+            Ok(Tensor::Numbers(vec![1.0, -2.0]))
+        );
+        assert_eq!(
+            read(&[0x80, 0x3f, 0x00, 0xc0], Dtype::Bf16, 2),
+            Ok(Tensor::Numbers(vec![1.0, -2.0]))
+        );
         assert_eq!(read(&7i64.to_le_bytes(), Dtype::I64, 1), Ok(Tensor::Ids(vec![7])));
         assert_eq!(read(&7u32.to_le_bytes(), Dtype::U32, 1), Ok(Tensor::Ids(vec![7])));
         assert_eq!(read(&[], Dtype::F32, 0), Ok(Tensor::Numbers(vec![])));
@@ -173,7 +180,8 @@ mod tests {
 
     #[test]
     fn what_is_no_such_tensor_is_refused() {
-        let message = |frame: &[u8], dtype, len| Tensor::read(frame, dtype, len).unwrap_err().message;
+        let message =
+            |frame: &[u8], dtype, len| Tensor::read(frame, dtype, len).unwrap_err().message;
         assert_eq!(
             message(&[0; 7], Dtype::F32, 2),
             "the tensor frame: expected 8 bytes (2 x float32), found 7"
@@ -186,7 +194,9 @@ mod tests {
             message(&(-1i32).to_le_bytes(), Dtype::I32, 1),
             "the tensor frame: expected ids of tokens, found -1"
         );
-        assert!(message(&[], Dtype::F32, usize::MAX).contains("expected 18446744073709551615 bytes"));
+        assert!(
+            message(&[], Dtype::F32, usize::MAX).contains("expected 18446744073709551615 bytes")
+        );
         for dtype in Dtype::ALL {
             assert_eq!(Dtype::parse(dtype.name()), Ok(dtype));
             assert_eq!(Dtype::parse(dtype.short()), Ok(dtype));

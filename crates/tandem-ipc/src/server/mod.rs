@@ -264,7 +264,8 @@ impl Server {
         let steers =
             matches!(request, Request::SetPolicy(_) | Request::ReloadConfig(_) | Request::Shutdown);
         if steers && !local {
-            let message = format!("{} is for clients on the scheduler's own machine", request.name());
+            let message =
+                format!("{} is for clients on the scheduler's own machine", request.name());
             return Err(Fault { code: Code::Forbidden, message });
         }
         if self.leaving.is_some() && !matches!(request, Request::HealthCheck | Request::Shutdown) {

@@ -75,14 +75,15 @@ impl Runner {
     pub(super) fn start(service: Arc<Service>, outlet: Outlet<Report>) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let shared = Arc::clone(&queue);
-        let thread = std::thread::Builder::new().name("tandem-packets".into()).spawn(move || {
-            while let Some(Parcel { work, packet, tensor }) = shared.next() {
-                let answer = run(&service, &packet, tensor).unwrap_or_else(|fault| {
-                    Answer::error(&fault).with("packet_id", &packet.packet_id)
-                });
-                outlet.send(Report::Of { work, news: News::Done(Box::new(answer)) });
-            }
-        })?;
+        let thread =
+            std::thread::Builder::new().name("tandem-packets".into()).spawn(move || {
+                while let Some(Parcel { work, packet, tensor }) = shared.next() {
+                    let answer = run(&service, &packet, tensor).unwrap_or_else(|fault| {
+                        Answer::error(&fault).with("packet_id", &packet.packet_id)
+                    });
+                    outlet.send(Report::Of { work, news: News::Done(Box::new(answer)) });
+                }
+            })?;
         Ok(Self { queue, thread: Some(thread) })
     }
 
@@ -134,11 +135,7 @@ impl Queue {
     }
 }
 
-fn run(
-    service: &Service,
-    packet: &WorkPacket,
-    tensor: Option<Vec<u8>>,
-) -> Result<Answer, Fault> {
+fn run(service: &Service, packet: &WorkPacket, tensor: Option<Vec<u8>>) -> Result<Answer, Fault> {
     let prepared = Prepared::new(packet, tensor, &service.model.config)?;
     let (shape, source) = (prepared.output_shape().to_vec(), prepared.source());
     let kv_type = service.engine.options().kv_type;

@@ -97,8 +97,10 @@ impl Service {
 
     /// The answer to `set_policy`.
     pub(super) fn set_policy(&self, wanted: &SetPolicy) -> Result<Answer, Fault> {
-        let policy: PolicyKind =
-            wanted.policy.parse().map_err(|error| Fault::request(format!("set_policy: {error}")))?;
+        let policy: PolicyKind = wanted
+            .policy
+            .parse()
+            .map_err(|error| Fault::request(format!("set_policy: {error}")))?;
         if wanted.enable_pipelining.is_some() {
             return Err(Fault::request(
                 "set_policy: enable_pipelining cannot be changed while the scheduler runs",

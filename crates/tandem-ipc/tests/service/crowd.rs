@@ -41,7 +41,10 @@ fn thirty_two_clients_get_their_own_answers() {
     clients.into_iter().for_each(|client| client.join().unwrap());
     assert!(answers.load(Ordering::Relaxed) >= 3 * CLIENTS);
     let health = server.req().ask(&json!({"type": "health_check"}));
-    assert_eq!((&health["running"], &health["waiting"], &health["requests"]), (&json!(0), &json!(0), &json!(0)));
+    assert_eq!(
+        (&health["running"], &health["waiting"], &health["requests"]),
+        (&json!(0), &json!(0), &json!(0))
+    );
 }
 
 struct Client {

@@ -96,7 +96,8 @@ fn who_leaves_too_much_unread_is_cut_off_and_told() {
     until("its text ends", || server.engine.load() == IDLE);
     let other = server.req();
     assert_eq!(other.ask(&json!({"type": "health_check"}))["status"], "ok");
-    let told = std::iter::repeat_with(|| slow.answer()).find(|answer| answer["code"] == "slow_reader");
+    let told =
+        std::iter::repeat_with(|| slow.answer()).find(|answer| answer["code"] == "slow_reader");
     let message = told.unwrap()["error"].as_str().unwrap().to_owned();
     assert!(message.starts_with("this client reads too slowly: "), "{message}");
     // It may go on.
@@ -189,7 +190,10 @@ fn taken_addresses_are_refused_with_a_way_out() {
     let executor = Executor::new(Arc::clone(&model), 2, 64).unwrap();
     let other = Running::serve(&checkpoint, executor, OPTIONS, &address, None);
     assert!(taken(&address).contains("is in use"));
-    assert_eq!(Peer::connect(&address, zmq::REQ).ask(&json!({"type": "health_check"}))["status"], "ok");
+    assert_eq!(
+        Peer::connect(&address, zmq::REQ).ask(&json!({"type": "health_check"}))["status"],
+        "ok"
+    );
     drop(other);
     // A socket that was left behind may go; other files are not ours.
     drop(std::os::unix::net::UnixListener::bind(folder.path().join("left")).unwrap());
@@ -199,7 +203,9 @@ fn taken_addresses_are_refused_with_a_way_out() {
     let file = folder.path().join("file");
     std::fs::write(&file, "mine").unwrap();
     assert!(taken(&format!("ipc://{}", file.display())).contains("a file that is no socket"));
-    assert!(taken(&format!("ipc://{}/no/socket", folder.path().display())).contains("no such folder"));
+    assert!(
+        taken(&format!("ipc://{}/no/socket", folder.path().display())).contains("no such folder")
+    );
     assert!(taken("tcp://0.0.0.0:0").contains("--allow-remote"));
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
 }

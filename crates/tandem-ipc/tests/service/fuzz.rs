@@ -17,8 +17,16 @@ fn any_json() -> impl Strategy<Value = Value> {
         any::<i64>().prop_map(Value::from),
         any::<f64>().prop_map(Value::from),
         ".{0,12}".prop_map(Value::from),
-        prop::sample::select(vec!["cpu", "igpu", "float16", "embedding", "expert_ffn", "lm_head", "a"])
-            .prop_map(Value::from),
+        prop::sample::select(vec![
+            "cpu",
+            "igpu",
+            "float16",
+            "embedding",
+            "expert_ffn",
+            "lm_head",
+            "a"
+        ])
+        .prop_map(Value::from),
     ];
     leaf.prop_recursive(4, 24, 6, |inner| {
         prop_oneof![
@@ -50,9 +58,28 @@ fn nearly_right() -> impl Strategy<Value = Value> {
         }),
     ];
     let keys = vec![
-        "type", "id", "target", "policy", "yaml", "prompt", "ids", "messages", "max_tokens", "sampling", "stop",
-        "written_ids", "data", "/packet_id", "/layer_idx", "/operation", "/input_shape", "/input_dtype", "/params",
-        "/device_target", "/input_data_ptr", "/priority",
+        "type",
+        "id",
+        "target",
+        "policy",
+        "yaml",
+        "prompt",
+        "ids",
+        "messages",
+        "max_tokens",
+        "sampling",
+        "stop",
+        "written_ids",
+        "data",
+        "/packet_id",
+        "/layer_idx",
+        "/operation",
+        "/input_shape",
+        "/input_dtype",
+        "/params",
+        "/device_target",
+        "/input_data_ptr",
+        "/priority",
     ];
     (prop::sample::select(good), prop::sample::select(keys), any_json()).prop_map(
         |(mut message, key, value)| {
@@ -72,8 +99,11 @@ fn every_message_is_answered_whatever_it_is() {
     let frames = prop_oneof![
         vec(vec(any::<u8>(), 0..200), 1..4),
         any_json().prop_map(|json| vec![json.to_string().into_bytes()]),
-        (nearly_right(), vec(vec(any::<u8>(), 0..600), 0..2))
-            .prop_map(|(json, more)| [vec![json.to_string().into_bytes()], more].concat()),
+        (nearly_right(), vec(vec(any::<u8>(), 0..600), 0..2)).prop_map(|(json, more)| [
+            vec![json.to_string().into_bytes()],
+            more
+        ]
+        .concat()),
     ];
     let mut runner = TestRunner::new(Config { cases: 1500, ..Config::default() });
     runner
@@ -89,7 +119,9 @@ fn every_message_is_answered_whatever_it_is() {
                 let answer = peer.socket.recv_multipart(0).expect("an answer");
                 let json = answer.iter().find(|frame| !frame.is_empty()).expect("JSON");
                 let answer: Value = serde_json::from_slice(json).expect("JSON");
-                prop_assert!(["ok", "success", "error"].contains(&answer["status"].as_str().unwrap()));
+                prop_assert!(
+                    ["ok", "success", "error"].contains(&answer["status"].as_str().unwrap())
+                );
                 if !["begun", "tokens"].contains(&answer["event"].as_str().unwrap_or_default()) {
                     return Ok(());
                 }

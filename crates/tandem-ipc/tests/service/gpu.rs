@@ -26,8 +26,7 @@ fn a_gpu_that_fails_in_mid_stream_costs_no_token() {
     for device in runtimes::devices() {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
         let cache = Some(ProgramCache::in_folder(folder, 256 << 20));
-        let gpu =
-            Gpu::open(device.clone(), GpuOptions { cache, ..GpuOptions::default() }).unwrap();
+        let gpu = Gpu::open(device.clone(), GpuOptions { cache, ..GpuOptions::default() }).unwrap();
         let model =
             Model::load_in(gpu.memory(), &checkpoint, Packing::AsInFile, 2, &|_| {}).unwrap();
         let plan = Plan::everything(model.config(), Placement::Igpu);

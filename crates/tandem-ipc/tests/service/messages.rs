@@ -124,17 +124,50 @@ fn what_is_wrong_is_answered_in_one_line() {
         let error = |message: Value| peer.error(&[message.to_string().as_bytes()]);
         for (message, expected) in [
             (json!({"type": "generate"}), "generate: expected one of prompt, ids and messages"),
-            (json!({"type": "generate", "prompt": "a", "ids": [1]}), "generate: expected one of prompt, ids and messages"),
-            (json!({"type": "generate", "ids": []}), "the prompt is empty: the model needs at least one token to continue from"),
-            (json!({"type": "generate", "ids": [1, 99_999]}), "token id 99999: expected less than the vocabulary size "),
-            (json!({"type": "generate", "ids": vec![1; 481]}), "the prompt has 481 tokens, but the context holds only 480"),
-            (json!({"type": "generate", "ids": [-1]}), "generate: invalid value: integer `-1`, expected u32"),
-            (json!({"type": "generate", "prompt": "a", "sampling": {"temperature": -1}}), "sampling: temperature: expected 0 or more, found -1"),
-            (json!({"type": "generate", "prompt": "a", "sampling": {"temprature": 1}}), "generate: unknown field `temprature`"),
-            (json!({"type": "generate", "prompt": "a", "stop": ""}), "stop: expected strings of 1 to 1024 bytes, found one of 0"),
-            (json!({"type": "generate", "prompt": "a", "stop": vec!["x"; 65]}), "stop: expected at most 64, found 65"),
-            (json!({"type": "generate", "prompt": "a", "max_tokens": -1}), "generate: invalid value: integer `-1`, expected usize"),
-            (json!({"type": "set_policy", "policy": "best"}), "set_policy: policy: expected static, bandwidth_aware, adaptive, found 'best'"),
+            (
+                json!({"type": "generate", "prompt": "a", "ids": [1]}),
+                "generate: expected one of prompt, ids and messages",
+            ),
+            (
+                json!({"type": "generate", "ids": []}),
+                "the prompt is empty: the model needs at least one token to continue from",
+            ),
+            (
+                json!({"type": "generate", "ids": [1, 99_999]}),
+                "token id 99999: expected less than the vocabulary size ",
+            ),
+            (
+                json!({"type": "generate", "ids": vec![1; 481]}),
+                "the prompt has 481 tokens, but the context holds only 480",
+            ),
+            (
+                json!({"type": "generate", "ids": [-1]}),
+                "generate: invalid value: integer `-1`, expected u32",
+            ),
+            (
+                json!({"type": "generate", "prompt": "a", "sampling": {"temperature": -1}}),
+                "sampling: temperature: expected 0 or more, found -1",
+            ),
+            (
+                json!({"type": "generate", "prompt": "a", "sampling": {"temprature": 1}}),
+                "generate: unknown field `temprature`",
+            ),
+            (
+                json!({"type": "generate", "prompt": "a", "stop": ""}),
+                "stop: expected strings of 1 to 1024 bytes, found one of 0",
+            ),
+            (
+                json!({"type": "generate", "prompt": "a", "stop": vec!["x"; 65]}),
+                "stop: expected at most 64, found 65",
+            ),
+            (
+                json!({"type": "generate", "prompt": "a", "max_tokens": -1}),
+                "generate: invalid value: integer `-1`, expected usize",
+            ),
+            (
+                json!({"type": "set_policy", "policy": "best"}),
+                "set_policy: policy: expected static, bandwidth_aware, adaptive, found 'best'",
+            ),
             (json!({"type": "hello"}), "type: expected one of health_check, work_packet, generate"),
             (json!(["health_check"]), "a message: expected a JSON object, found an array"),
         ] {

@@ -50,13 +50,8 @@ fn every_operation_runs_on_tensors_and_as_a_probe() {
             let input_shape = [&leading[..], &shape.input].concat();
             let count: usize = input_shape.iter().product();
             let (tensor, dtype) = match name {
-                "embedding" => (
-                    (0..count as i64).flat_map(i64::to_le_bytes).collect(),
-                    "int64",
-                ),
-                "expert_dispatch" => {
-                    (bytes(&[3.0, 1.0, 0.5, 0.25].repeat(count / 4)), "float32")
-                }
+                "embedding" => ((0..count as i64).flat_map(i64::to_le_bytes).collect(), "int64"),
+                "expert_dispatch" => (bytes(&[3.0, 1.0, 0.5, 0.25].repeat(count / 4)), "float32"),
                 _ => (bytes(&(0..count).map(|_| rng.normal()).collect::<Vec<_>>()), "float32"),
             };
             let message = packet(name, &input_shape, json!({"input_dtype": dtype}));
@@ -66,7 +61,10 @@ fn every_operation_runs_on_tensors_and_as_a_probe() {
             let output = output.expect("an output");
             assert_eq!(output.len(), 4 * expected.iter().product::<usize>(), "{name}");
             assert!(numbers(&output).iter().all(|x| x.is_finite()), "{name}");
-            assert_eq!((&result["input"], &result["device_used"]), (&json!("tensor"), &json!("cpu")));
+            assert_eq!(
+                (&result["input"], &result["device_used"]),
+                (&json!("tensor"), &json!("cpu"))
+            );
             assert!(result["actual_duration_ms"].as_f64().unwrap() > 0.0, "{name}");
             assert!(result["memory_used_mb"].as_f64().unwrap() > 0.0, "{name}");
             let (probe, nothing) = ok(&peer, &message, None);
@@ -110,25 +108,79 @@ fn what_does_not_fit_is_refused() {
     let x = bytes(&vec![1.0; 2 * hidden]);
     let shape = [2, hidden];
     let cases = [
-        (packet("moe_layernorm", &shape, json!({"input_data_ptr": 140_735_340_871_680_u64})), "input_data_ptr: expected null: a pointer of another process cannot be followed"),
+        (
+            packet("moe_layernorm", &shape, json!({"input_data_ptr": 140_735_340_871_680_u64})),
+            "input_data_ptr: expected null: a pointer of another process cannot be followed",
+        ),
         (packet("moe_layernorm", &[3, hidden], json!({})), "the tensor frame: expected "),
-        (packet("moe_layernorm", &[2, hidden + 1], json!({})), "input_shape: expected any numbers of sequences and tokens and then ["),
-        (packet("moe_layernorm", &[0, hidden], json!({})), "input_shape: expected 1 to 4096 tokens, found [0]"),
-        (packet("moe_layernorm", &[usize::MAX, usize::MAX, hidden], json!({})), "input_shape: expected 1 to 4096 tokens"),
-        (packet("moe_layernorm", &[1; 9], json!({})), "input_shape: expected 1 to 8 dimensions, found 9"),
-        (packet("moe_layernorm", &shape, json!({"layer_idx": layers})), "layer_idx: expected less than "),
-        (packet("moe_layernorm", &shape, json!({"layer_idx": null})), "layer_idx is missing: moe_layernorm is of layers"),
-        (packet("moe_layernorm", &shape, json!({"device_target": "igpu"})), "device_target: expected cpu or auto, found igpu, which does not compute moe_layernorm: no GPU takes part"),
-        (packet("moe_layernorm", &shape, json!({"device_target": "npu"})), "work_packet: unknown variant `npu`, expected one of `cpu`, `igpu`, `auto`"),
-        (packet("moe_layernorm", &shape, json!({"input_dtype": "float64"})), "input_dtype: expected one of float32, float16"),
-        (packet("moe_layernorm", &shape, json!({"input_dtype": "int64"})), "input_dtype: expected a floating-point type for moe_layernorm, found int64"),
-        (packet("embedding", &[4], json!({"input_dtype": "float32"})), "input_dtype: expected a type of whole numbers for embedding, found float32"),
-        (packet("softmax", &shape, json!({})), "operation: found \"softmax\", expected one of embedding, attention_layernorm"),
-        (packet("moe_layernorm", &shape, json!({"packet_id": null})), "packet_id: expected a string or a number"),
-        (packet("moe_layernorm", &shape, json!({"memory_requirement_mb": -1})), "memory_requirement_mb: expected 0 or more, found -1"),
-        (packet("expert_ffn_w1", &shape, json!({"params": {"experts": [[0, 1]]}})), "experts: expected 2, one for each token, found 1"),
-        (packet("expert_ffn_w1", &shape, json!({"params": {"experts": [[0, 1], [0, 99]]}})), "experts: expected less than "),
-        (packet("expert_ffn_w1", &shape, json!({"params": {"expert": 1}})), "work_packet: unknown field `expert`"),
+        (
+            packet("moe_layernorm", &[2, hidden + 1], json!({})),
+            "input_shape: expected any numbers of sequences and tokens and then [",
+        ),
+        (
+            packet("moe_layernorm", &[0, hidden], json!({})),
+            "input_shape: expected 1 to 4096 tokens, found [0]",
+        ),
+        (
+            packet("moe_layernorm", &[usize::MAX, usize::MAX, hidden], json!({})),
+            "input_shape: expected 1 to 4096 tokens",
+        ),
+        (
+            packet("moe_layernorm", &[1; 9], json!({})),
+            "input_shape: expected 1 to 8 dimensions, found 9",
+        ),
+        (
+            packet("moe_layernorm", &shape, json!({"layer_idx": layers})),
+            "layer_idx: expected less than ",
+        ),
+        (
+            packet("moe_layernorm", &shape, json!({"layer_idx": null})),
+            "layer_idx is missing: moe_layernorm is of layers",
+        ),
+        (
+            packet("moe_layernorm", &shape, json!({"device_target": "igpu"})),
+            "device_target: expected cpu or auto, found igpu, which does not compute moe_layernorm: no GPU takes part",
+        ),
+        (
+            packet("moe_layernorm", &shape, json!({"device_target": "npu"})),
+            "work_packet: unknown variant `npu`, expected one of `cpu`, `igpu`, `auto`",
+        ),
+        (
+            packet("moe_layernorm", &shape, json!({"input_dtype": "float64"})),
+            "input_dtype: expected one of float32, float16",
+        ),
+        (
+            packet("moe_layernorm", &shape, json!({"input_dtype": "int64"})),
+            "input_dtype: expected a floating-point type for moe_layernorm, found int64",
+        ),
+        (
+            packet("embedding", &[4], json!({"input_dtype": "float32"})),
+            "input_dtype: expected a type of whole numbers for embedding, found float32",
+        ),
+        (
+            packet("softmax", &shape, json!({})),
+            "operation: found \"softmax\", expected one of embedding, attention_layernorm",
+        ),
+        (
+            packet("moe_layernorm", &shape, json!({"packet_id": null})),
+            "packet_id: expected a string or a number",
+        ),
+        (
+            packet("moe_layernorm", &shape, json!({"memory_requirement_mb": -1})),
+            "memory_requirement_mb: expected 0 or more, found -1",
+        ),
+        (
+            packet("expert_ffn_w1", &shape, json!({"params": {"experts": [[0, 1]]}})),
+            "experts: expected 2, one for each token, found 1",
+        ),
+        (
+            packet("expert_ffn_w1", &shape, json!({"params": {"experts": [[0, 1], [0, 99]]}})),
+            "experts: expected less than ",
+        ),
+        (
+            packet("expert_ffn_w1", &shape, json!({"params": {"expert": 1}})),
+            "work_packet: unknown field `expert`",
+        ),
         (packet("moe_layernorm", &[64, 2, hidden], json!({})), "the tensor frame: expected "),
     ];
     for (message, expected) in cases {

@@ -58,7 +58,8 @@ impl Running {
         let Text { tokenizer, template, .. } = checkpoint.text().unwrap();
         let tokenizer = Arc::new(tokenizer);
         let instrumentation = Instrumentation::start(InstrumentationParams::default()).unwrap();
-        let setup = EngineSetup { instrumentation: Some(instrumentation), ..EngineSetup::default() };
+        let setup =
+            EngineSetup { instrumentation: Some(instrumentation), ..EngineSetup::default() };
         let engine =
             Arc::new(Engine::start_with(executor, Arc::clone(&tokenizer), options, setup).unwrap());
         let service = Service {

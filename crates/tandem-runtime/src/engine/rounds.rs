@@ -76,14 +76,8 @@ impl<'a> Rounds<'a> {
         let begun = self.context(&prompt).and_then(|mut context| {
             let listener = Box::new(listener);
             let tokenizer = self.tokenizer;
-            let text = Generation::resuming(
-                &mut context,
-                tokenizer,
-                prompt,
-                written,
-                &request,
-                listener,
-            )?;
+            let text =
+                Generation::resuming(&mut context, tokenizer, prompt, written, &request, listener)?;
             Ok((text, context))
         });
         match begun {

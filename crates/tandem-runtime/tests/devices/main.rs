@@ -3,11 +3,11 @@
 //!
 //! As for the conformance suite of `tandem-gpu`, `cargo xtask test` installs the devices.
 
+#[path = "../support/operations.rs"]
+mod one_by_one;
 #[path = "../../../tandem-gpu/tests/conformance/runtimes.rs"]
 #[allow(dead_code)] // the names of platforms are for the conformance suite
 mod runtimes;
-#[path = "../support/operations.rs"]
-mod one_by_one;
 #[path = "../support/mod.rs"]
 mod support;
 

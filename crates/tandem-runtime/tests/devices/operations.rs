@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tandem_cpu::{Cpu, ThreadTeam};
 use tandem_golden::{golden, golden_model};
-use tandem_model::Checkpoint;
 use tandem_memory::Packing;
+use tandem_model::Checkpoint;
 use tandem_runtime::plan::{Placement, Planner};
 use tandem_runtime::{Executor, Model, Threads};
 

@@ -16,7 +16,12 @@ use crate::service::{Service, ServiceOptions};
 #[derive(Args)]
 pub(crate) struct SchedulerArgs {
     /// Where to listen: tcp://HOST:PORT (port 0: any that is free) or ipc://PATH
-    #[arg(long, value_name = "ADDRESS", env = "TANDEM_BIND", default_value = "tcp://127.0.0.1:5555")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "TANDEM_BIND",
+        default_value = "tcp://127.0.0.1:5555"
+    )]
     bind: Address,
 
     /// Listen where other machines can reach it as well. Nothing protects the scheduler then: whoever reaches it may use it

@@ -197,7 +197,8 @@ fn the_python_orchestrator_goes_on_without_its_scheduler() {
     let expected = undisturbed(model, 150);
     let scheduler = Scheduler::start(&["--model", model]);
     let process = scheduler.child.id().to_string();
-    let expected = serde_json::json!({"ids": expected["ids"], "text": expected["text"]}).to_string();
+    let expected =
+        serde_json::json!({"ids": expected["ids"], "text": expected["text"]}).to_string();
     script("fallback.py", &[&scheduler.address, model, &process, &expected]);
 }
 
@@ -206,7 +207,8 @@ fn the_python_package_can_be_installed() {
     let folder = tandem_testkit::scratch("python-package");
     // pip builds in the source tree.
     let source = folder.path().join("source");
-    let copied = Command::new("cp").arg("-r").arg(workspace_root().join("python")).arg(&source).status();
+    let copied =
+        Command::new("cp").arg("-r").arg(workspace_root().join("python")).arg(&source).status();
     assert!(copied.unwrap().success());
     let target = folder.path().join("installed");
     let output = Command::new(client_python())
@@ -229,7 +231,17 @@ fn the_python_package_can_be_installed() {
 fn generate(model: &str, address: &str, tokens: usize) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tandem"));
     command
-        .args(["generate", "Once upon a time", "--raw", "--temp", "0", "--threads", "2", "--reconnect", "0"])
+        .args([
+            "generate",
+            "Once upon a time",
+            "--raw",
+            "--temp",
+            "0",
+            "--threads",
+            "2",
+            "--reconnect",
+            "0",
+        ])
         .args(["--model", model, "-n", &tokens.to_string(), "--connect", address])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -257,7 +269,13 @@ fn generate_has_the_scheduler_write() {
     let other = Scheduler::start(&[]);
     drop(other);
     let line = error_line(tandem().args([
-        "generate", "x", "--connect", &scheduler.address, "--model", random.to_str().unwrap(), "--raw",
+        "generate",
+        "x",
+        "--connect",
+        &scheduler.address,
+        "--model",
+        random.to_str().unwrap(),
+        "--raw",
     ]));
     assert!(line.contains("tokenizer") || line.contains("another model"), "{line}");
 }
@@ -323,10 +341,8 @@ fn generate_finds_a_scheduler_that_comes_back() {
     let model = model.to_str().unwrap();
     let tokens = 400;
     let first = Scheduler::at(&address, &["--model", model]);
-    let mut child = generate(model, &address, tokens)
-        .args(["--events", "--reconnect", "60"])
-        .spawn()
-        .unwrap();
+    let mut child =
+        generate(model, &address, tokens).args(["--events", "--reconnect", "60"]).spawn().unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
     // Begun, and some tokens.
     (0..6).for_each(|_| drop(out.next().unwrap().unwrap()));

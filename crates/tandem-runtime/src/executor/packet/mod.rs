@@ -140,14 +140,10 @@ impl Executor {
             true => LogitsFor::All,
             false => LogitsFor::None,
         };
-        let mut kvs: Vec<KvCache> = (0..sequences)
-            .map(|_| self.kv_cache(len, request.kv_type))
-            .collect::<Result<_>>()?;
-        let segments: Vec<Segment<'_>> = ids
-            .chunks(len)
-            .zip(&mut kvs)
-            .map(|(ids, kv)| Segment { ids, kv, wanted })
-            .collect();
+        let mut kvs: Vec<KvCache> =
+            (0..sequences).map(|_| self.kv_cache(len, request.kv_type)).collect::<Result<_>>()?;
+        let segments: Vec<Segment<'_>> =
+            ids.chunks(len).zip(&mut kvs).map(|(ids, kv)| Segment { ids, kv, wanted }).collect();
         let batch = Batch::new(&segments, self.model.config().vocab_size)?;
         let steps = self.operation_steps(request, batch.longest())?;
 

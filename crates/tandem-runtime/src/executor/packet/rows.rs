@@ -10,7 +10,11 @@ use crate::experts::ExpertUses;
 use crate::profile::Operation as Op;
 
 /// Writes the input to where the first operation reads it.
-pub(super) fn put(acts: &mut Activations, request: &OperationRequest<'_>, c: &PhimoeConfig) -> Result<()> {
+pub(super) fn put(
+    acts: &mut Activations,
+    request: &OperationRequest<'_>,
+    c: &PhimoeConfig,
+) -> Result<()> {
     let rows = match request.input {
         OperationInput::Ids(_) => &[],
         OperationInput::Rows(rows) => rows,
@@ -40,7 +44,9 @@ pub(super) fn put(acts: &mut Activations, request: &OperationRequest<'_>, c: &Ph
         }
         Op::ExpertFfnActivation => {
             let width = c.expert_width;
-            for (use_, row) in choose(acts, request, c.n_experts).into_iter().zip(rows.chunks_exact(2 * width)) {
+            for (use_, row) in
+                choose(acts, request, c.n_experts).into_iter().zip(rows.chunks_exact(2 * width))
+            {
                 acts.gate[use_ * width..][..width].copy_from_slice(&row[..width]);
                 acts.up[use_ * width..][..width].copy_from_slice(&row[width..]);
             }
@@ -58,12 +64,7 @@ pub(super) fn put(acts: &mut Activations, request: &OperationRequest<'_>, c: &Ph
 }
 
 /// Two experts and two weights for each token, as [`Op::ExpertSelection`] gives them.
-fn put_choices(
-    acts: &mut Activations,
-    layer: usize,
-    rows: &[f32],
-    n_experts: usize,
-) -> Result<()> {
+fn put_choices(acts: &mut Activations, layer: usize, rows: &[f32], n_experts: usize) -> Result<()> {
     let choices = acts.choices(layer);
     let chosen = &mut acts.chosen[choices];
     for (token, row) in rows.as_chunks::<4>().0.iter().enumerate() {

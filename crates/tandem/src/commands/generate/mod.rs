@@ -88,7 +88,8 @@ pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         template: text.template,
         stop_ids: checkpoint.special_ids().stop.clone(),
     };
-    let (prompt, request) = wanted.prepare(&side).map_err(|fault| anyhow::anyhow!(fault.message))?;
+    let (prompt, request) =
+        wanted.prepare(&side).map_err(|fault| anyhow::anyhow!(fault.message))?;
     interrupt::install()?;
     let form = match (args.json, args.events) {
         (true, _) => Form::Json,
@@ -101,7 +102,11 @@ pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         Local { args, checkpoint: &checkpoint, side: &side }.write(&mut writing, place)?;
     }
     writing.end()?;
-    Ok(if interrupt::requested() { ExitCode::from(interrupt::EXIT_CODE) } else { ExitCode::SUCCESS })
+    Ok(if interrupt::requested() {
+        ExitCode::from(interrupt::EXIT_CODE)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 /// Where the rest of a text is written.

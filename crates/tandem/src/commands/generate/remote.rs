@@ -78,7 +78,10 @@ impl<'a> Remote<'a> {
     }
 
     /// Ids mean the same to models of one vocabulary only.
-    fn check_model(&self, health: &serde_json::Map<String, serde_json::Value>) -> anyhow::Result<()> {
+    fn check_model(
+        &self,
+        health: &serde_json::Map<String, serde_json::Value>,
+    ) -> anyhow::Result<()> {
         let config = self.checkpoint.config();
         let model = health.get("model").cloned().unwrap_or_default();
         let found = |key: &str| model[key].as_u64().unwrap_or_default();

@@ -124,7 +124,9 @@ impl<'a> Writing<'a> {
     }
 
     fn check_length(&mut self) {
-        if self.finish.is_none() && self.request.max_tokens.is_some_and(|most| self.ids.len() >= most) {
+        if self.finish.is_none()
+            && self.request.max_tokens.is_some_and(|most| self.ids.len() >= most)
+        {
             self.finish = Some(FinishReason::Length);
         }
     }

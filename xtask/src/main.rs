@@ -1,4 +1,5 @@
-//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `peers`, `policies`, `device-bundle`.
+//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `peers`, `device-bundle`, `soak`,
+//! `service-cost`, `policies`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for developers at a terminal
 
@@ -9,6 +10,7 @@ mod kernels;
 mod peers;
 mod policies;
 mod record;
+mod service;
 mod shell;
 mod test;
 
@@ -33,6 +35,10 @@ enum Command {
     Kernels(kernels::KernelsArgs),
     /// Pack what measures Tandem on a machine with a GPU that has nothing of it (bench/gpu/run.sh)
     DeviceBundle(bundle::BundleArgs),
+    /// Have many clients use the scheduler service for minutes, and look for lost answers and growing memory
+    Soak(service::SoakArgs),
+    /// Measure what the scheduler service costs, in turns with `tandem bench`
+    ServiceCost(service::CostArgs),
     /// Measure Tandem and other programs in turns, at full size, with models of equal cost per token
     Peers(peers::PeersArgs),
     /// Compare scheduling policies, with and without pipelining and the bandwidth token
@@ -46,6 +52,8 @@ fn main() -> anyhow::Result<()> {
         Command::Fullsize(args) => fullsize::fullsize(&args),
         Command::Kernels(args) => kernels::kernels(&args),
         Command::DeviceBundle(args) => bundle::bundle(&args),
+        Command::Soak(args) => service::soak(&args),
+        Command::ServiceCost(args) => service::cost(&args),
         Command::Peers(args) => peers::peers(&args),
         Command::Policies(args) => policies::policies(&args),
     }

@@ -41,6 +41,8 @@ struct Cli {
 enum Command {
     Run(commands::run::RunArgs),
     Chat(commands::chat::ChatArgs),
+    Scheduler(commands::scheduler::SchedulerArgs),
+    Generate(commands::generate::GenerateArgs),
     Inspect(commands::inspect::InspectArgs),
     Analyze(commands::analyze::AnalyzeArgs),
     Quantize(commands::quantize::QuantizeArgs),
@@ -61,6 +63,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => commands::run::run(&args),
         Command::Chat(args) => commands::chat::chat(&args),
+        Command::Scheduler(args) => commands::scheduler::scheduler(&args),
+        Command::Generate(args) => commands::generate::generate(&args),
         Command::Inspect(args) => commands::inspect::inspect(&args),
         Command::Analyze(args) => commands::analyze::analyze(&args),
         Command::Quantize(args) => commands::quantize::quantize(&args),

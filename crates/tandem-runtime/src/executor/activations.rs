@@ -257,6 +257,25 @@ impl Activations {
         }
     }
 
+    /// Brings what an operation has written back from such a GPU.
+    pub(super) fn download_output(&mut self, gpu: &Gpu, of: Op) -> tandem_gpu::Result<()> {
+        let written: &mut [&mut Activation<f32>] = match of {
+            Op::Embedding | Op::AttentionOutputProj | Op::ExpertGather => &mut [&mut self.x],
+            Op::AttentionLayernorm | Op::MoeLayernorm | Op::FinalLayernorm => {
+                &mut [&mut self.normed]
+            }
+            Op::AttentionQkvProj => &mut [&mut self.q, &mut self.k, &mut self.v],
+            Op::AttentionCompute => &mut [&mut self.mixed],
+            Op::RouterLogits => &mut [&mut self.router],
+            Op::ExpertDispatch => return self.uses.download(gpu),
+            Op::ExpertFfnW1 => &mut [&mut self.gate, &mut self.up],
+            Op::ExpertFfnActivation => &mut [&mut self.gate],
+            Op::ExpertFfnW2 => &mut [&mut self.down],
+            Op::ExpertSelection | Op::LmHead => return self.download_results(gpu, of),
+        };
+        written.iter_mut().try_for_each(|activation| activation.download(gpu))
+    }
+
     /// Brings what others than operations look at back from such a GPU: choices of experts, and logits.
     pub(super) fn download_results(&mut self, gpu: &Gpu, of: Op) -> tandem_gpu::Result<()> {
         match of {

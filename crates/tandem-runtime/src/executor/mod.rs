@@ -18,6 +18,7 @@ mod igpu;
 mod instruments;
 mod measure;
 mod output;
+mod packet;
 mod pass;
 mod pipeline;
 mod threads;
@@ -46,6 +47,7 @@ pub(crate) use batch::check_ids;
 pub use fallback::Degradation;
 pub use instruments::Instruments;
 pub use output::{LogitsFor, RouterTrace, evaluate};
+pub use packet::{OperationInput, OperationRequest, OperationResult, OperationShape};
 pub use threads::Threads;
 
 /// Tokens of a prompt that go through the model together. Each of 16 experts then has 64 of them to use its weights for.

@@ -26,7 +26,7 @@ pub use settings::{
     OutputFormat, Pipelining, Stage, TelemetrySettings, ThrottleAction, Trigger, UsmMode,
 };
 use table::Table;
-pub use table::{NoPlace, Source, Wanted};
+pub use table::{NoPlace, Source, Wanted, operations_named};
 pub use thresholds::Conditions;
 use thresholds::Thresholds;
 

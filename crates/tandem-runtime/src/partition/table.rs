@@ -228,6 +228,12 @@ pub(super) fn is_of_expert_ffn(operation: Operation) -> bool {
     operations("expert_ffn").is_some_and(|parts| parts.contains(&operation))
 }
 
+/// What a name in the table stands for: one operation or several that follow each other; nothing where it has no such
+/// name.
+pub fn operations_named(name: &str) -> Vec<Operation> {
+    operations(name).unwrap_or_default().to_vec()
+}
+
 /// Whether a key names an operation that layers do not have.
 pub(super) fn is_outside(key: &str) -> bool {
     Operation::ALL.iter().any(|operation| operation.name() == key && !operation.is_of_layers())

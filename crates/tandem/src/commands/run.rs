@@ -103,7 +103,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The prompt from the arguments or from stdin.
-fn prompt_text(words: &[String]) -> anyhow::Result<String> {
+pub(crate) fn prompt_text(words: &[String]) -> anyhow::Result<String> {
     let mut stdin = std::io::stdin();
     let text = match words {
         [] if stdin.is_terminal() => bail!(
@@ -120,7 +120,7 @@ fn prompt_text(words: &[String]) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn read_to_end(input: &mut impl Read) -> anyhow::Result<String> {
+pub(crate) fn read_to_end(input: &mut impl Read) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     input.read_to_end(&mut bytes).context("cannot read the prompt from stdin")?;
     String::from_utf8(bytes).context("the prompt on stdin is not UTF-8 text")

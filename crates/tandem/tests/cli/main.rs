@@ -11,6 +11,7 @@ mod other;
 mod plan;
 mod policies;
 mod run;
+mod scheduler;
 mod threads;
 
 use std::path::PathBuf;

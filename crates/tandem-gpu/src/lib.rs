@@ -32,7 +32,7 @@ pub use device::{Device, DeviceInfo, DeviceKind, UsmKinds, devices};
 pub use error::{GpuError, NoOpenCl, Result};
 pub use expert_cache::{
     CacheOptions, CacheStatistics, ExpertCache, ExpertCacheSettings, ExpertId, ExpertMemory,
-    ExpertShape, MATRICES, ModelBytes, Prefetch, ResidentExperts,
+    ExpertShape, HeldExperts, MATRICES, ModelBytes, Prefetch,
 };
 #[doc(hidden)]
 pub use fault::Fault;

@@ -63,6 +63,8 @@ pub struct Uses<'scope> {
     pub(super) tokens: RegionMut<'scope, u32>,
     weights: RegionMut<'scope, f32>,
     places: RegionMut<'scope, u32>,
+    /// Of the first 64 experts a bit for each whose uses are computed.
+    pub(super) wanted: u64,
 }
 
 /// A batch's uses, on the CPU.
@@ -123,6 +125,7 @@ impl UsesVec {
             tokens: scope.vec_mut(&mut self.tokens)?.slice_mut(0..uses),
             weights: scope.vec_mut(&mut self.weights)?.slice_mut(0..uses),
             places: scope.vec_mut(&mut self.places)?.slice_mut(0..uses),
+            wanted: u64::MAX,
         })
     }
 }
@@ -142,7 +145,15 @@ impl<'scope> Uses<'scope> {
         let uses = tokens.len();
         assert!(starts.len() > 1 && uses.is_multiple_of(PER_TOKEN), "room for {uses} uses");
         assert_eq!((weights.len(), places.len()), (uses, uses), "room for {uses} uses");
-        Self { starts, tokens, weights, places }
+        Self { starts, tokens, weights, places, wanted: u64::MAX }
+    }
+
+    /// Only the uses of some experts, in the place that they have among all; none where there are more than 64 experts,
+    /// which kernels cannot tell apart.
+    #[must_use]
+    pub fn of_experts(&self, experts: &[usize]) -> Option<Self> {
+        let wanted = experts.iter().fold(0, |wanted, expert| wanted | 1 << expert);
+        (self.n_experts() <= u64::BITS as usize).then(|| Self { wanted, ..self.clone() })
     }
 
     /// Uses.

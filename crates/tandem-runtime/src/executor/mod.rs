@@ -12,6 +12,7 @@ mod batch;
 mod both;
 mod cpu;
 mod igpu;
+mod input;
 mod measure;
 mod output;
 mod pass;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 
 use tandem_cpu::ops::{Largest, Rope};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
-use tandem_gpu::{Gpu, GpuError};
+use tandem_gpu::{CacheStatistics, ExpertCache, Gpu, GpuError};
 use tandem_memory::{AllocError, KvCache, KvType, SystemMemory};
 
 use crate::error::{Result, RuntimeError};
@@ -30,8 +31,8 @@ use crate::plan::Planner;
 use crate::profile::{Operation, Profile};
 use activations::Activations;
 use batch::Batch;
-use cpu::CpuInput;
 use igpu::Igpu;
+use input::ProductInput;
 use pass::Pass;
 
 pub(crate) use activations::{Activation, Memory};
@@ -57,7 +58,7 @@ pub struct Executor {
     activations: Activations,
     /// Room for results of two devices, where there are two.
     parts: Activation<f32>,
-    input: CpuInput,
+    input: ProductInput,
     profile: Profile,
 }
 
@@ -97,7 +98,7 @@ impl Executor {
             return Ok(Self::assemble(model, cpu, threads, batch, planner, memory));
         };
         let memory = Arc::new(gpu.memory().clone());
-        let igpu = Igpu::new(gpu, &model, batch.max(1))?;
+        let igpu = Igpu::new(gpu, &model)?;
         let executor = Self::assemble(model, cpu, threads, batch, planner, memory);
         Ok(Self { igpu: Some(igpu), ..executor })
     }
@@ -124,7 +125,7 @@ impl Executor {
             memory,
             activations: Activations::default(),
             parts: Activation::default(),
-            input: CpuInput::default(),
+            input: ProductInput::default(),
             profile: Profile::default(),
             model,
         }
@@ -161,9 +162,24 @@ impl Executor {
 
     /// Whether the [profile](Self::profile) is to have the times that kernels took on the GPU, which costs it a little.
     pub fn record_gpu_times(&mut self, wanted: bool) {
-        if let Some(igpu) = &mut self.igpu {
-            igpu.record_times(wanted);
+        let recording = self.igpu.as_mut().map(|igpu| igpu.record_times(wanted));
+        if let Some(Err(failure)) = recording {
+            self.put_aside(failure);
         }
+    }
+
+    /// Where the GPU has the experts, in words; none where there is no GPU.
+    pub fn expert_memory(&self) -> Option<String> {
+        self.igpu.as_ref().map(|igpu| igpu.expert_memory().to_string())
+    }
+
+    /// What the GPU's cache of experts has done so far; none where there is no such cache.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn expert_cache(&self) -> Result<Option<CacheStatistics>> {
+        let cache = self.igpu.as_ref().and_then(|igpu| igpu.expert_memory().cache());
+        Ok(cache.map(ExpertCache::statistics).transpose()?)
     }
 
     /// Why the GPU does not compute an operation with a cache of that type, whatever the plan says; `None` where it does,
@@ -307,7 +323,7 @@ impl Executor {
         self.memory = Arc::new(SystemMemory);
         self.activations = Activations::default();
         self.parts = Activation::default();
-        self.input = CpuInput::default();
+        self.input = ProductInput::default();
     }
 
     /// One forward pass, in one turn with the team.
@@ -321,6 +337,7 @@ impl Executor {
         let (config, tokens) = (self.model.config(), batch.ids.len());
         self.rope.extend_table(batch.longest());
         self.activations.resize(&self.memory, config, tokens, batch.n_wanted())?;
+        self.input.resize(&self.memory, config, tokens)?;
         if self.igpu.is_some() {
             self.parts.resize(&self.memory, batch.largest_parts(config))?;
         }

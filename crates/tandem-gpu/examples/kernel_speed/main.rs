@@ -22,7 +22,7 @@ struct Args {
     #[arg(long, default_value = "auto")]
     device: String,
 
-    /// How kernels are written: dot, subgroup or portable; the best that the device has where none is given
+    /// How kernels are written: dot, subgroup, vector or portable; the best that the device has where none is given
     #[arg(long)]
     path: Option<String>,
 
@@ -59,6 +59,9 @@ fn main() -> anyhow::Result<()> {
             for &tokens in &args.tokens {
                 products::packed(&bench, name, kind, rows, cols, tokens)?;
             }
+        }
+        for &tokens in &args.tokens {
+            products::attention(&bench, kind, tokens)?;
         }
     }
     println!("\n## Experts: 16 of a layer, two of which a token uses, evenly\n");
@@ -119,5 +122,7 @@ fn open(args: &Args) -> anyhow::Result<Bench> {
 
 fn path_named(name: &str) -> anyhow::Result<Path> {
     let found = Path::ALL.into_iter().find(|path| path.name() == name);
-    found.with_context(|| format!("--path: expected dot, subgroup or portable, found '{name}'"))
+    found.with_context(|| {
+        format!("--path: expected dot, subgroup, vector or portable, found '{name}'")
+    })
 }

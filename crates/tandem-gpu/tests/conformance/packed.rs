@@ -7,7 +7,7 @@
 
 use half::f16;
 use tandem_formats::blocks;
-use tandem_gpu::ops::{self, Output, PackedWeights, Precision, QuantizedVec};
+use tandem_gpu::ops::{self, Dense, Output, PackedWeights, Precision, QuantizedVec};
 use tandem_gpu::{Gpu, GpuVec};
 use tandem_memory::{PackedLayout, PackedType};
 use tandem_testkit::Rng;
@@ -151,6 +151,57 @@ fn the_first_rows_are_a_matrix_of_their_own() {
                 let expected = products(plain, None, &seen, cols, 20.0, 65504.0);
                 let what = format!("{what}: {kind:?} {part} rows, {tokens} tokens");
                 assert_close(&what, &gpu.read(&out).unwrap(), &expected);
+            }
+        }
+    });
+}
+
+/// Matrices of one input in one launch: as many as q, k and v are, and more, of two kinds, with biases and without.
+#[test]
+fn several_matrices_of_one_input_are_what_each_of_them_is() {
+    on_every_gpu(|what, gpu| {
+        let mut rng = Rng::new(39);
+        let cols = 448;
+        let matrices: Vec<(Packed, Option<Vec<f32>>)> = [40, 17, 100, 16, 50]
+            .into_iter()
+            .enumerate()
+            .map(|(i, rows)| {
+                let bias = (i < 4).then(|| numbers(&mut rng, rows));
+                (Packed::random(&mut rng, KINDS[usize::from(i == 3)], rows, cols), bias)
+            })
+            .collect();
+        let weights: Vec<_> = matrices.iter().map(|(m, _)| gpu.upload(&m.bytes).unwrap()).collect();
+        let biases: Vec<_> =
+            matrices.iter().map(|(_, b)| b.as_ref().map(|b| gpu.upload(b).unwrap())).collect();
+        for tokens in [1, 5, 33] {
+            let x = gpu.upload(&numbers(&mut rng, tokens * cols)).unwrap();
+            let mut room = QuantizedVec::new(gpu, x.len(), Precision::Bits8).unwrap();
+            let rows = |m: &Packed| m.layout.rows();
+            let mut outs: Vec<_> = matrices
+                .iter()
+                .map(|(m, _)| gpu.upload(&vec![f32::NAN; tokens * rows(m)]).unwrap())
+                .collect();
+            gpu.scope(|scope| {
+                let x = room.fill(scope, &scope.vec(&x)?, cols, Precision::Bits8)?;
+                let mut lent = Vec::new();
+                for (i, out) in outs.iter_mut().enumerate() {
+                    let bytes = scope.vec(&weights[i])?;
+                    let weights = PackedWeights::new(matrices[i].0.layout, bytes);
+                    let bias = biases[i].as_ref().map(|bias| scope.vec(bias)).transpose()?;
+                    lent.push((weights, bias, scope.vec_mut(out)?));
+                }
+                let products: Vec<_> = lent
+                    .iter()
+                    .map(|(weights, bias, out)| Dense { weights, bias: bias.as_ref(), out })
+                    .collect();
+                ops::matmul_all(scope, &products, &x, Output::Replace)
+            })
+            .unwrap();
+            let seen = room.dequantize(gpu, tokens, cols, Precision::Bits8).unwrap();
+            for (i, ((m, bias), out)) in matrices.iter().zip(&outs).enumerate() {
+                let expected = products(&m.plain, bias.as_deref(), &seen, cols, 20.0, 65504.0);
+                let what = format!("{what}: matrix {i}, {tokens} tokens");
+                assert_close(&what, &gpu.read(out).unwrap(), &expected);
             }
         }
     });

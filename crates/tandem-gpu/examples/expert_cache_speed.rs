@@ -92,7 +92,7 @@ impl Layouts {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let device = tandem_gpu::find_device(&args.device.parse()?, 0, 0)?;
+    let device = tandem_gpu::find_device(&args.device.parse()?, tandem_gpu::Needs::default())?;
     let sharing = args.own_memory.then_some(Sharing::None);
     let cache = ProgramCache::of_user();
     let options = GpuOptions { sharing, cache, ..GpuOptions::default() };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tandem_cpu::Cpu;
-use tandem_gpu::Gpu;
+use tandem_gpu::{CacheStatistics, Gpu};
 use tandem_memory::{Allocator, Packing, SystemMemory};
 use tandem_model::chat::{ChatTemplate, Message};
 use tandem_model::{Checkpoint, Text};
@@ -44,6 +44,9 @@ impl Engine {
             note!("{}", placement::explain(&placing));
             for refusal in refusals(&executor, compute) {
                 note!("{refusal}");
+            }
+            if let Some(experts) = executor.expert_memory() {
+                note!("{experts}");
             }
         }
         let load_time = started.elapsed();
@@ -121,6 +124,22 @@ pub(crate) fn note_failure(executor: &Executor) -> bool {
         note!("the GPU failed and was put aside, and the CPU goes on: {failure}");
     }
     executor.gpu_failure().is_some()
+}
+
+/// What the GPU's cache of experts has done so far, where there is one.
+pub(crate) fn expert_cache(executor: &Executor) -> anyhow::Result<Option<CacheStatistics>> {
+    Ok(executor.expert_cache()?)
+}
+
+/// One line for the user: the same.
+pub(crate) fn describe_expert_cache(done: &CacheStatistics) -> String {
+    format!(
+        "expert cache: {:.1} % of {} uses found their expert; {:.1} MB uploaded, {:.1} % of that time beside kernels",
+        100.0 * done.hit_rate(),
+        done.hits + done.misses,
+        done.bytes as f64 / 1e6,
+        100.0 * done.overlap(),
+    )
 }
 
 /// Opens a model by path or hub name, the demo model without one, and applies the options that change its config.

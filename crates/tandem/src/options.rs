@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use tandem_cpu::Isa;
-use tandem_gpu::DeviceChoice;
+use tandem_gpu::{DeviceChoice, Sharing};
 use tandem_memory::KvType;
 use tandem_runtime::partition::Wanted;
 use tandem_runtime::{DEFAULT_BATCH, SamplingParams};
@@ -54,6 +54,21 @@ pub(crate) struct PlacementOptions {
     pub(crate) explain: bool,
 }
 
+/// [`Sharing`] as an option.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub(crate) enum GpuMemory {
+    /// The best that the device can do
+    Shared,
+    /// Everything is copied there and back
+    Own,
+}
+
+impl From<GpuMemory> for Option<Sharing> {
+    fn from(memory: GpuMemory) -> Self {
+        (memory == GpuMemory::Own).then_some(Sharing::None)
+    }
+}
+
 /// A partition with a short name.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum PlacementChoice {
@@ -88,6 +103,15 @@ impl fmt::Display for PlacementChoice {
 pub(crate) struct ComputeOptions {
     #[command(flatten)]
     pub(crate) device: DeviceOption,
+
+    /// Megabytes for experts on a GPU with memory of its own: as many experts are there at a time, the most recently used
+    /// ones [default: all that there is room for]
+    #[arg(long, value_name = "MB", env = "TANDEM_EXPERT_CACHE_MB", value_parser = at_least_one)]
+    pub(crate) expert_cache_mb: Option<usize>,
+
+    /// How the GPU gets at memory: `own` uses one that shares the CPU's as if it had its own, to try out and to measure
+    #[arg(long, hide = true, value_name = "HOW", env = "TANDEM_GPU_MEMORY", value_enum)]
+    pub(crate) gpu_memory: Option<GpuMemory>,
 
     /// Threads to compute with [default: one per core, low-power (LP-E) cores left out]
     #[arg(short, long, value_name = "N", env = "TANDEM_THREADS", value_parser = thread_count)]

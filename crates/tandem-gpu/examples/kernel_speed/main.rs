@@ -12,7 +12,7 @@ mod timing;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use tandem_gpu::{DeviceChoice, DeviceKind, Gpu, GpuOptions, GpuVec, Path, ProgramCache};
+use tandem_gpu::{DeviceChoice, DeviceKind, Gpu, GpuOptions, GpuVec, Needs, Path, ProgramCache};
 use tandem_memory::PackedType;
 
 /// Speed of the GPU's kernels at full size.
@@ -87,7 +87,7 @@ fn main() -> anyhow::Result<()> {
 /// Opens the device and says what it is and what its memory gives.
 fn open(args: &Args) -> anyhow::Result<Bench> {
     let choice: DeviceChoice = args.device.parse()?;
-    let device = tandem_gpu::find_device(&choice, 0, 0)?;
+    let device = tandem_gpu::find_device(&choice, Needs::default())?;
     let path = args.path.as_deref().map(path_named).transpose()?;
     let cache = ProgramCache::of_user();
     let gpu = Gpu::open(device, GpuOptions { path, cache, ..GpuOptions::default() })?;

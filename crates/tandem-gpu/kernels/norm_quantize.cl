@@ -3,7 +3,7 @@
 
 #define FOURS (WIDTH / 4)
 #define SHARE ((FOURS + GROUP - 1) / GROUP)
-#define SUM4(x) (((x).x + (x).y) + ((x).z + (x).w))
+#define SUM4(four) (((four).x + (four).y) + ((four).z + (four).w))
 
 KERNEL norm_quantize(IN(x), IN(weight), IN(bias), const float eps, OUT(out), OUT(blocks)) {
     IN_PTR(float4, x);

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use tandem_cpu::Isa;
-use tandem_gpu::{DeviceChoice, Sharing};
+use tandem_gpu::{DeviceChoice, Prefetch, Sharing};
 use tandem_memory::KvType;
 use tandem_runtime::partition::Wanted;
 use tandem_runtime::{DEFAULT_BATCH, SamplingParams};
@@ -52,6 +52,27 @@ pub(crate) struct PlacementOptions {
     /// Say why the model is computed where it is
     #[arg(long, env = "TANDEM_EXPLAIN", value_parser = FalseyValueParser::new())]
     pub(crate) explain: bool,
+}
+
+/// [`Prefetch`] as an option.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub(crate) enum ExpertPrefetch {
+    /// None
+    None,
+    /// Those that the layer has used most
+    Predict,
+    /// Those with the lowest numbers
+    Sequential,
+}
+
+impl From<ExpertPrefetch> for Option<Prefetch> {
+    fn from(prefetch: ExpertPrefetch) -> Self {
+        match prefetch {
+            ExpertPrefetch::None => None,
+            ExpertPrefetch::Predict => Some(Prefetch::Predict),
+            ExpertPrefetch::Sequential => Some(Prefetch::Sequential),
+        }
+    }
 }
 
 /// [`Sharing`] as an option.
@@ -108,6 +129,10 @@ pub(crate) struct ComputeOptions {
     /// ones [default: all that there is room for]
     #[arg(long, value_name = "MB", env = "TANDEM_EXPERT_CACHE_MB", value_parser = at_least_one)]
     pub(crate) expert_cache_mb: Option<usize>,
+
+    /// Which experts are uploaded there before they are asked for
+    #[arg(long, value_name = "WHICH", env = "TANDEM_EXPERT_PREFETCH", value_enum)]
+    pub(crate) expert_prefetch: Option<ExpertPrefetch>,
 
     /// How the GPU gets at memory: `own` uses one that shares the CPU's as if it had its own, to try out and to measure
     #[arg(long, hide = true, value_name = "HOW", env = "TANDEM_GPU_MEMORY", value_enum)]

@@ -231,11 +231,13 @@ impl Memory {
 
     /// What a GPU with memory of its own may hold, up to a limit.
     fn expert_cache(self, compute: &ComputeOptions, limit: Option<u64>) -> ExpertCacheSettings {
+        let usual = ExpertCacheSettings::default();
         ExpertCacheSettings {
             cache_bytes: compute.expert_cache_mb.map(|mb| mb as u64 * MEGABYTE),
             memory_limit: limit,
             reserved: self.all - self.weights,
-            ..ExpertCacheSettings::default()
+            prefetch: compute.expert_prefetch.map_or(usual.prefetch, Into::into),
+            ..usual
         }
     }
 

@@ -50,7 +50,7 @@ fn logits_and_tokens_are_those_of_the_reference() {
                 assert!(setup.executor.gpu_failure().is_none(), "{what}");
                 let done = done(&setup);
                 assert!(done.hits > 0 && done.misses > 0 && done.evictions > 0, "{what}: {done:?}");
-                assert_eq!(done.prefetched > 0, prefetch.is_some() && n == 0, "{what}: {done:?}");
+                assert_eq!(done.prefetched > 0, prefetch.is_some() && n < 2, "{what}: {done:?}");
                 assert!(done.bytes > 0 && done.upload_seconds > 0.0, "{what}: {done:?}");
                 assert!((0.0..=1.0).contains(&done.overlap()), "{what}: {done:?}");
             }

@@ -246,7 +246,8 @@ fn launch(
         args.extend(these);
     }
     let blocks = weights.layout.blocks();
-    let rest: [Arg<'_>; 4] = [blocks.into(), x.blocks().into(), tokens.into(), flags.into()];
+    let rest: [Arg<'_>; 5] =
+        [blocks.into(), x.blocks().into(), x.plane().into(), tokens.into(), flags.into()];
     args.extend(rest);
     // SAFETY: the weights are those of their layouts, which the kernel computes from rows and blocks; activations,
     // biases and outputs have been checked against them above.
@@ -416,7 +417,7 @@ fn launch_experts(
         let these: [Arg<'_>; 2] = [(&weights.starts).into(), (*out).into()];
         args.extend(these);
     }
-    let rest: [Arg<'_>; 9] = [
+    let rest: [Arg<'_>; 10] = [
         layout.quant_bytes().into(),
         rows.into(),
         layout.blocks().into(),
@@ -425,6 +426,7 @@ fn launch_experts(
         count.into(),
         uses.wanted.into(),
         x.blocks().into(),
+        x.plane().into(),
         flags.into(),
     ];
     args.extend(rest);

@@ -134,7 +134,8 @@ fn a_cache_of_experts_changes_nothing_but_what_is_there() {
     command.args(RUN).args(gpu).args(["--expert-cache-mb", "1"]);
     let (text, notes) = run(&mut command);
     assert_eq!(text, expected);
-    let reason = "the CPU computes everything: expert cache: expected at least 3 MB for the experts";
+    let reason =
+        "the CPU computes everything: expert cache: expected at least 3 MB for the experts";
     assert!(notes.contains(reason), "{notes}");
     // Where memory is shared there is nothing to cache.
     let mut command = with(config.path());

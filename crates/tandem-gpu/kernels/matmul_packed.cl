@@ -5,7 +5,7 @@
 // Compiled for BITS (4 or 8), PLANES (1, or 2 where there is a second plane of what the first leaves out), TOKENS and
 // TILES (how many of each a team takes), PRODUCTS (matrices with the same input, 1 to 3). `blocks` are columns / 32;
 // `scales_from` is where a matrix's scales begin, in bytes; `rows` are those that are computed, which come first in it.
-// `flags` say what becomes of the product; a plane of activations has `plane` tokens.
+// `flags` say what becomes of the product.
 
 #define HAS_BIAS 1u // there is a bias to be added
 #define ADD_TO 2u   // the result is added to what is in `out`
@@ -151,8 +151,7 @@ inline void store_tiles(const Reals *sums, local float *partial, global const fl
 
 // Where tiles and tokens alone are too few for a whole device: the teams of a group share the columns of its tiles.
 // Group ids: tiles of all matrices, every how-manieth block of tokens.
-MATMUL_KERNEL matvec(MATRICES, const uint blocks, IN(x), const uint plane, const uint tokens,
-                     const uint flags) {
+MATMUL_KERNEL matvec(MATRICES, const uint blocks, IN(x), const uint tokens, const uint flags) {
     IN_PTR(uint4, x);
     PARTIAL
     uint group = get_group_id(0), scales_from, rows;
@@ -176,7 +175,7 @@ MATMUL_KERNEL matvec(MATRICES, const uint blocks, IN(x), const uint plane, const
     for (uint first = get_group_id(1) * TOKENS; first < tokens; first += get_num_groups(1) * TOKENS) {
         uint x_rows[ROWS];
         for (uint r = 0; r < ROWS; r++) {
-            x_rows[r] = min(first + r / PLANES, tokens - 1) + r % PLANES * plane;
+            x_rows[r] = min(first + r / PLANES, tokens - 1) + r % PLANES * tokens;
         }
         Reals sums[SUMS];
         for (uint s = 0; s < SUMS; s++) {
@@ -191,8 +190,7 @@ MATMUL_KERNEL matvec(MATRICES, const uint blocks, IN(x), const uint plane, const
 #if PRODUCTS == 1 && MATMUL_TEAMS > 1
 // Many tokens: each team has TILES tiles and TOKENS tokens of its own. The teams of a group have four times the tiles
 // and four blocks of tokens, so that what one loads is in the cache for others. Group ids: tiles, blocks of tokens.
-MATMUL_KERNEL matmul(PRODUCT(0), const uint blocks, IN(x), const uint plane, const uint tokens,
-                     const uint flags) {
+MATMUL_KERNEL matmul(PRODUCT(0), const uint blocks, IN(x), const uint tokens, const uint flags) {
     IN_PTR(uint4, x);
     uint scales_from, rows;
     global const uchar *weights;
@@ -206,7 +204,7 @@ MATMUL_KERNEL matmul(PRODUCT(0), const uint blocks, IN(x), const uint plane, con
     }
     uint x_rows[ROWS];
     for (uint r = 0; r < ROWS; r++) {
-        x_rows[r] = min(first + r / PLANES, tokens - 1) + r % PLANES * plane;
+        x_rows[r] = min(first + r / PLANES, tokens - 1) + r % PLANES * tokens;
     }
     Reals sums[SUMS];
     for (uint s = 0; s < SUMS; s++) {
@@ -231,10 +229,10 @@ MATMUL_KERNEL matmul(PRODUCT(0), const uint blocks, IN(x), const uint plane, con
 
 // Products of the uses of experts (`group_experts.cl`), each with its expert's matrices, which begin `matrices[expert]`
 // bytes into `weights`; all have the same shape. Of the first 64 experts only those are computed whose bit is set in
-// `wanted`. Group ids: tiles of all matrices, expert, every how-manieth block of the expert's uses. There are `uses` in
+// `wanted`; `out` begins with the results of use `base`. Group ids: tiles of all matrices, expert, every how-manieth block of the expert's uses. There are `uses` in
 // all, two for each token: whatever `starts` and `use_tokens` hold, nothing is read or written beyond.
 MATMUL_KERNEL experts(IN(weights), EXPERT_MATRICES, const uint scales_from, const uint rows, const uint blocks,
-                      IN(starts), IN(use_tokens), const uint uses, const ulong wanted, IN(x), const uint plane,
+                      IN(starts), IN(use_tokens), const uint uses, const ulong wanted, const uint base, IN(x),
                       const uint flags) {
     IN_PTR(uchar, weights);
     IN_PTR(uint, starts);
@@ -260,7 +258,7 @@ MATMUL_KERNEL experts(IN(weights), EXPERT_MATRICES, const uint scales_from, cons
         uint x_rows[ROWS];
         for (uint r = 0; r < ROWS; r++) {
             const uint use = min(first + r / PLANES, end - 1);
-            x_rows[r] = ((flags & SELECT) ? min(use_tokens[use], inputs - 1) : use) + r % PLANES * plane;
+            x_rows[r] = ((flags & SELECT) ? min(use_tokens[use], inputs - 1) : use) + r % PLANES * inputs;
         }
         Reals sums[SUMS];
         for (uint s = 0; s < SUMS; s++) {
@@ -268,7 +266,7 @@ MATMUL_KERNEL experts(IN(weights), EXPERT_MATRICES, const uint scales_from, cons
         }
         add_blocks(weights + matrices[expert], scales_from, (rows + LANES - 1) / LANES, blocks, tile, MATMUL_TEAM,
                    MATMUL_TEAMS, x, x_rows, sums);
-        store_tiles(sums, partial, (global const float *)x, tile, rows, first, end, out, flags);
+        store_tiles(sums, partial, (global const float *)x, tile, rows, first - base, end - base, out, flags);
     }
 }
 #endif

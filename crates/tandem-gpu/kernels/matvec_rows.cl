@@ -106,7 +106,7 @@ KERNEL matvec_row(IN(weights), const uint rows, const uint cols, IN(bias), IN(x)
 
 // Products of the uses of experts, as in `matmul_packed.cl`. Group ids: 16 rows, expert, block of the expert's uses.
 KERNEL experts_rows(IN(weights), IN(matrices), const uint rows, const uint cols, IN(starts), IN(use_tokens),
-                    const uint uses, const ulong wanted, IN(x), OUT(out), const uint flags) {
+                    const uint uses, const ulong wanted, const uint base, IN(x), OUT(out), const uint flags) {
     IN_PTR(uchar, weights);
     IN_PTR(ulong, matrices);
     IN_PTR(uint, starts);
@@ -126,5 +126,5 @@ KERNEL experts_rows(IN(weights), IN(matrices), const uint rows, const uint cols,
         add_columns(weights + matrices[expert], min(row, rows - 1), cols, x, x_rows, partial);
     }
     barrier(CLK_LOCAL_MEM_FENCE);
-    store_rows(partial, x, rows, first, end, out, flags);
+    store_rows(partial, x, rows, first - base, max(first, end) - base, out, flags);
 }

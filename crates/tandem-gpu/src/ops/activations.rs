@@ -1,7 +1,5 @@
 //! Activations in 8 bits: the input of products with packed weights.
 
-use std::ops::Range;
-
 use tandem_memory::QuantizedBlock;
 use tandem_memory::packed::BLOCK_COLS;
 
@@ -52,8 +50,6 @@ pub struct Quantized<'scope> {
     blocks: Region<'scope, QuantizedBlock>,
     cols: usize,
     tokens: usize,
-    /// Tokens of a plane: more than are named where these are some of them.
-    plane: usize,
     precision: Precision,
 }
 
@@ -183,19 +179,7 @@ impl<'scope> Quantized<'scope> {
         let tokens = super::tokens("quantized activations", numbers, cols);
         let needed = numbers / BLOCK_COLS * precision.planes();
         assert!(needed <= blocks.len(), "{needed} blocks in room for {}", blocks.len());
-        Self { blocks, cols, tokens, plane: tokens, precision }
-    }
-
-    /// Some of the tokens.
-    ///
-    /// # Panics
-    /// When the range is out of bounds.
-    #[must_use]
-    pub fn some(&self, tokens: Range<usize>) -> Self {
-        assert!(tokens.start <= tokens.end && tokens.end <= self.tokens, "{tokens:?} of {self:?}");
-        let first = tokens.start * (self.cols / BLOCK_COLS);
-        let blocks = self.blocks.slice(first..self.blocks.len());
-        Self { blocks, tokens: tokens.len(), ..*self }
+        Self { blocks, cols, tokens, precision }
     }
 
     /// How exact they are.
@@ -216,11 +200,6 @@ impl<'scope> Quantized<'scope> {
     /// Planes of 8 bits.
     pub(super) fn planes(&self) -> usize {
         self.precision.planes()
-    }
-
-    /// Tokens of a plane.
-    pub(super) fn plane(&self) -> usize {
-        self.plane
     }
 
     pub(super) fn blocks(&self) -> &Region<'scope, QuantizedBlock> {

@@ -1,5 +1,7 @@
 //! The router's choices, and what follows from them: who uses which expert, and the sum of the experts' results.
 
+use std::ops::Range;
+
 use super::LOCAL;
 use crate::error::Result;
 use crate::gpu::{Gpu, GpuVec, Region, RegionMut, Scope, Work};
@@ -65,6 +67,8 @@ pub struct Uses<'scope> {
     places: RegionMut<'scope, u32>,
     /// Of the first 64 experts a bit for each whose uses are computed.
     pub(super) wanted: u64,
+    /// Uses whose results there is room for.
+    pub(super) results: Range<usize>,
 }
 
 /// A batch's uses, on the CPU.
@@ -126,6 +130,7 @@ impl UsesVec {
             weights: scope.vec_mut(&mut self.weights)?.slice_mut(0..uses),
             places: scope.vec_mut(&mut self.places)?.slice_mut(0..uses),
             wanted: u64::MAX,
+            results: 0..uses,
         })
     }
 }
@@ -145,7 +150,7 @@ impl<'scope> Uses<'scope> {
         let uses = tokens.len();
         assert!(starts.len() > 1 && uses.is_multiple_of(PER_TOKEN), "room for {uses} uses");
         assert_eq!((weights.len(), places.len()), (uses, uses), "room for {uses} uses");
-        Self { starts, tokens, weights, places, wanted: u64::MAX }
+        Self { starts, tokens, weights, places, wanted: u64::MAX, results: 0..uses }
     }
 
     /// Only the uses of some experts, in the place that they have among all; none where there are more than 64 experts,
@@ -154,6 +159,16 @@ impl<'scope> Uses<'scope> {
     pub fn of_experts(&self, experts: &[usize]) -> Option<Self> {
         let wanted = experts.iter().fold(0, |wanted, expert| wanted | 1 << expert);
         (self.n_experts() <= u64::BITS as usize).then(|| Self { wanted, ..self.clone() })
+    }
+
+    /// The same uses, of which only these have room for their results: those of the experts that are computed.
+    ///
+    /// # Panics
+    /// When there are fewer uses.
+    #[must_use]
+    pub fn with_results(&self, results: Range<usize>) -> Self {
+        assert!(results.start <= results.end && results.end <= self.len(), "{results:?} of uses");
+        Self { results, ..self.clone() }
     }
 
     /// Uses.

@@ -246,8 +246,7 @@ fn launch(
         args.extend(these);
     }
     let blocks = weights.layout.blocks();
-    let rest: [Arg<'_>; 5] =
-        [blocks.into(), x.blocks().into(), x.plane().into(), tokens.into(), flags.into()];
+    let rest: [Arg<'_>; 4] = [blocks.into(), x.blocks().into(), tokens.into(), flags.into()];
     args.extend(rest);
     // SAFETY: the weights are those of their layouts, which the kernel computes from rows and blocks; activations,
     // biases and outputs have been checked against them above.
@@ -413,7 +412,7 @@ fn launch_experts(
     let mut args: Vec<Arg<'_>> = vec![(&weights.bytes).into()];
     for (weights, out) in products {
         assert_eq!(weights.starts.len(), uses.n_experts(), "experts");
-        assert_eq!(out.len(), count * rows, "output of {count} uses");
+        assert_eq!(out.len(), uses.results.len() * rows, "output of {:?}", uses.results);
         let these: [Arg<'_>; 2] = [(&weights.starts).into(), (*out).into()];
         args.extend(these);
     }
@@ -425,8 +424,8 @@ fn launch_experts(
         (&uses.tokens).into(),
         count.into(),
         uses.wanted.into(),
+        uses.results.start.into(),
         x.blocks().into(),
-        x.plane().into(),
         flags.into(),
     ];
     args.extend(rest);

@@ -185,7 +185,7 @@ pub fn matmul_experts_rows(
     let expected = if input == ExpertInput::OfTokens { tokens } else { count };
     assert_eq!(x.len(), expected * cols, "activations of experts");
     assert_eq!(starts.len(), uses.n_experts(), "experts");
-    assert_eq!(out.len(), count * rows, "output of {count} uses");
+    assert_eq!(out.len(), uses.results.len() * rows, "output of {:?}", uses.results);
     // A token uses an expert once, so no expert has more uses than there are tokens.
     let group_tokens = tokens.next_power_of_two().min(TOKENS);
     let defines = [("KIND", kind), ("TOKENS", group_tokens)];
@@ -208,6 +208,7 @@ pub fn matmul_experts_rows(
                 (&uses.tokens).into(),
                 count.into(),
                 uses.wanted.into(),
+                uses.results.start.into(),
                 x.into(),
                 out.into(),
                 flags.into(),

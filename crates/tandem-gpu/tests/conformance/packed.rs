@@ -150,37 +150,6 @@ fn the_first_rows_are_a_matrix_of_their_own() {
     });
 }
 
-/// Some tokens of an input, in 8 bits and in 16, whose second plane is further away then.
-#[test]
-fn some_tokens_are_as_good_as_all() {
-    on_every_gpu(|what, gpu| {
-        let mut rng = Rng::new(40);
-        let (rows, cols, tokens) = (33, 96, 20);
-        for (kind, precision) in KINDS.into_iter().zip(PRECISIONS) {
-            let weights = Packed::random(&mut rng, kind, rows, cols);
-            let bytes = gpu.upload(&weights.bytes).unwrap();
-            let x = gpu.upload(&numbers(&mut rng, tokens * cols)).unwrap();
-            let mut room = QuantizedVec::new(gpu, x.len(), precision).unwrap();
-            for part in [0..20, 3..4, 7..19] {
-                let mut out = gpu.upload(&vec![f32::NAN; part.len() * rows]).unwrap();
-                gpu.scope(|scope| {
-                    let x = room.fill(scope, &scope.vec(&x)?, cols, precision)?.some(part.clone());
-                    assert_eq!(x.tokens(), part.len());
-                    let weights = PackedWeights::new(weights.layout, scope.vec(&bytes)?);
-                    let out = scope.vec_mut(&mut out)?;
-                    ops::matmul(scope, &weights, None, &x, Output::Replace, &out)
-                })
-                .unwrap();
-                let seen = room.dequantize(gpu, tokens, cols, precision).unwrap();
-                let seen = &seen[part.start * cols..part.end * cols];
-                let expected = products(&weights.plain, None, seen, cols, 9.0, 65504.0);
-                let what = format!("{what}: {kind:?}, tokens {part:?}");
-                assert_close(&what, &gpu.read(&out).unwrap(), &expected);
-            }
-        }
-    });
-}
-
 /// Matrices of one input in one launch: as many as q, k and v are, and more, of two kinds, with biases and without.
 #[test]
 fn several_matrices_of_one_input_are_what_each_of_them_is() {

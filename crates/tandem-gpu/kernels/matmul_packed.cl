@@ -229,10 +229,10 @@ MATMUL_KERNEL matmul(PRODUCT(0), const uint blocks, IN(x), const uint tokens, co
 
 // Products of the uses of experts (`group_experts.cl`), each with its expert's matrices, which begin `matrices[expert]`
 // bytes into `weights`; all have the same shape. Of the first 64 experts only those are computed whose bit is set in
-// `wanted`; `out` begins with the results of use `base`. Group ids: tiles of all matrices, expert, every how-manieth block of the expert's uses. There are `uses` in
+// `wanted`; `out` has the results of so many uses from `base` on. Group ids: tiles of all matrices, expert, every how-manieth block of the expert's uses. There are `uses` in
 // all, two for each token: whatever `starts` and `use_tokens` hold, nothing is read or written beyond.
 MATMUL_KERNEL experts(IN(weights), EXPERT_MATRICES, const uint scales_from, const uint rows, const uint blocks,
-                      IN(starts), IN(use_tokens), const uint uses, const ulong wanted, const uint base, IN(x),
+                      IN(starts), IN(use_tokens), const uint uses, const ulong wanted, const uint base, const uint results, IN(x),
                       const uint flags) {
     IN_PTR(uchar, weights);
     IN_PTR(uint, starts);
@@ -252,9 +252,10 @@ MATMUL_KERNEL experts(IN(weights), EXPERT_MATRICES, const uint scales_from, cons
 #endif
     const uint tile = group * TILES, expert = get_group_id(1);
     const bool is_wanted = expert >= 64 || (wanted >> expert & 1) != 0;
-    const uint end = is_wanted ? min(starts[expert + 1], uses) : 0;
+    const uint end = is_wanted ? min(starts[expert + 1], min(uses, base + results)) : 0;
     const uint inputs = (flags & SELECT) ? uses / 2 : uses;
-    for (uint first = starts[expert] + get_group_id(2) * TOKENS; first < end; first += get_num_groups(2) * TOKENS) {
+    uint first = max(starts[expert], base) + get_group_id(2) * TOKENS;
+    for (; first < end; first += get_num_groups(2) * TOKENS) {
         uint x_rows[ROWS];
         for (uint r = 0; r < ROWS; r++) {
             const uint use = min(first + r / PLANES, end - 1);

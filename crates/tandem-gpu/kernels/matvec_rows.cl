@@ -106,7 +106,8 @@ KERNEL matvec_row(IN(weights), const uint rows, const uint cols, IN(bias), IN(x)
 
 // Products of the uses of experts, as in `matmul_packed.cl`. Group ids: 16 rows, expert, block of the expert's uses.
 KERNEL experts_rows(IN(weights), IN(matrices), const uint rows, const uint cols, IN(starts), IN(use_tokens),
-                    const uint uses, const ulong wanted, const uint base, IN(x), OUT(out), const uint flags) {
+                    const uint uses, const ulong wanted, const uint base, const uint results, IN(x), OUT(out),
+                    const uint flags) {
     IN_PTR(uchar, weights);
     IN_PTR(ulong, matrices);
     IN_PTR(uint, starts);
@@ -116,7 +117,8 @@ KERNEL experts_rows(IN(weights), IN(matrices), const uint rows, const uint cols,
     local float partial[TEAMS * TOKENS * LANES];
     const uint row = get_group_id(0) * TEAMS + TEAM, expert = get_group_id(1);
     const bool is_wanted = expert >= 64 || (wanted >> expert & 1) != 0;
-    const uint first = starts[expert] + get_group_id(2) * TOKENS, end = is_wanted ? min(starts[expert + 1], uses) : 0;
+    const uint first = max(starts[expert], base) + get_group_id(2) * TOKENS;
+    const uint end = is_wanted ? min(starts[expert + 1], min(uses, base + results)) : 0;
     uint x_rows[TOKENS];
     for (uint t = 0; t < TOKENS; t++) {
         const uint use = min(first + t, max(end, 1u) - 1);
@@ -126,5 +128,5 @@ KERNEL experts_rows(IN(weights), IN(matrices), const uint rows, const uint cols,
         add_columns(weights + matrices[expert], min(row, rows - 1), cols, x, x_rows, partial);
     }
     barrier(CLK_LOCAL_MEM_FENCE);
-    store_rows(partial, x, rows, first - base, max(first, end) - base, out, flags);
+    store_rows(partial, x, rows, first - base, first < end ? end - base : 0, out, flags);
 }

@@ -416,7 +416,7 @@ fn launch_experts(
         let these: [Arg<'_>; 2] = [(&weights.starts).into(), (*out).into()];
         args.extend(these);
     }
-    let rest: [Arg<'_>; 10] = [
+    let rest: [Arg<'_>; 11] = [
         layout.quant_bytes().into(),
         rows.into(),
         layout.blocks().into(),
@@ -425,6 +425,7 @@ fn launch_experts(
         count.into(),
         uses.wanted.into(),
         uses.results.start.into(),
+        uses.results.len().into(),
         x.blocks().into(),
         flags.into(),
     ];

@@ -209,6 +209,7 @@ pub fn matmul_experts_rows(
                 count.into(),
                 uses.wanted.into(),
                 uses.results.start.into(),
+                uses.results.len().into(),
                 x.into(),
                 out.into(),
                 flags.into(),

@@ -7,6 +7,7 @@
 #   devices      CPU alone, GPU alone, default partition, split, calibrated: prompts and generation
 #   cache        the GPU alone, with room for all experts, a half and a quarter of them
 #   shared       the same as devices, on one memory: the CPU executor on the upper half of the cores, PoCL on the lower
+#   policies     scheduling policies on one memory, set up as for shared; beside a memory hog, too
 # OPENCL=nvidia (the default) or pocl says which driver is visible; WORK is /dev/shm/tandem; no measurement may take
 # longer than LIMIT seconds (240).
 set -euo pipefail
@@ -98,6 +99,15 @@ shared() {
   done
   timeout "$limit" "${on[@]}" calibrate -m "$model" -t "$half" --quick "${device[@]}" > "$out/calibrate-shared.md" 2>&1 || true
   bench "auto" "${on[@]}" bench -t "$half" --placement auto --explain "${device[@]}"
+}
+
+policies() {
+  local all half
+  all=$(nproc)
+  half=$((all / 2))
+  export POCL_AFFINITY=1 POCL_MAX_PTHREAD_COUNT=$half
+  timeout $((2 * limit)) taskset -c "$half-$((all - 1))" "$bundle/tandem" policies -m "$model" -t "$half" -p 64 -n 4 -r 3 \
+    --warm-up 2 --hog --device 'Portable Computing Language' --json "$out/policies.json" > "$out/policies.md" 2>&1 || true
 }
 
 opencl=${OPENCL:-nvidia}

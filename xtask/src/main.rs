@@ -1,4 +1,4 @@
-//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `peers`, `device-bundle`.
+//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `peers`, `policies`, `device-bundle`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for developers at a terminal
 
@@ -7,6 +7,7 @@ mod demo;
 mod fullsize;
 mod kernels;
 mod peers;
+mod policies;
 mod record;
 mod shell;
 mod test;
@@ -34,6 +35,8 @@ enum Command {
     DeviceBundle(bundle::BundleArgs),
     /// Measure Tandem and other programs in turns, at full size, with models of equal cost per token
     Peers(peers::PeersArgs),
+    /// Compare scheduling policies, with and without pipelining and the bandwidth token
+    Policies(policies::PoliciesArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -44,5 +47,6 @@ fn main() -> anyhow::Result<()> {
         Command::Kernels(args) => kernels::kernels(&args),
         Command::DeviceBundle(args) => bundle::bundle(&args),
         Command::Peers(args) => peers::peers(&args),
+        Command::Policies(args) => policies::policies(&args),
     }
 }

@@ -12,8 +12,11 @@ use tandem_model::chat::{ChatTemplate, Message};
 use tandem_model::{Checkpoint, Text};
 use tandem_runtime::{Executor, Model, Operation, Request, Session};
 
-use crate::options::{ComputeOptions, GenerateOptions, ModelOption, PlacementOptions};
+use crate::options::{
+    ComputeOptions, GenerateOptions, ModelOption, PlacementOptions, TelemetryOptions,
+};
 use crate::placement::{self, Placing};
+use crate::watch::Watch;
 use crate::{demo, progress, threads};
 
 /// A loaded model with one text in progress.
@@ -23,6 +26,7 @@ pub(crate) struct Engine {
     pub(crate) executor: Executor,
     pub(crate) session: Session,
     placing: Placing,
+    watch: Watch,
     failure_noted: bool,
     pub(crate) load_time: Duration,
 }
@@ -33,12 +37,13 @@ impl Engine {
         model: &ModelOption,
         compute: &ComputeOptions,
         place: &PlacementOptions,
+        telemetry: &TelemetryOptions,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
         let checkpoint = open(model.model.as_deref(), compute)?;
         let text = checkpoint.text()?;
         let mut placing = Placing::new(&checkpoint, compute, place)?;
-        let executor = executor(&checkpoint, compute, &mut placing)?;
+        let mut executor = executor(&checkpoint, compute, &mut placing)?;
         let session = session(&checkpoint, &executor, compute)?;
         if place.explain {
             note!("{}", placement::explain(&placing));
@@ -50,7 +55,17 @@ impl Engine {
             }
         }
         let load_time = started.elapsed();
-        Ok(Self { checkpoint, text, executor, session, placing, failure_noted: false, load_time })
+        let watch = Watch::start(telemetry, &mut executor, &placing)?;
+        Ok(Self {
+            checkpoint,
+            text,
+            executor,
+            session,
+            placing,
+            watch,
+            failure_noted: false,
+            load_time,
+        })
     }
 
     /// What to generate, with the model's own stop ids.
@@ -83,6 +98,11 @@ impl Engine {
     /// One line for the user: what runs where, and why.
     pub(crate) fn describe(&self) -> String {
         describe(&self.checkpoint, &self.executor, &self.placing)
+    }
+
+    /// Completes the files of telemetry, where any were asked for.
+    pub(crate) fn finish_telemetry(&self) -> anyhow::Result<()> {
+        self.watch.finish().map(drop)
     }
 
     /// Tells the user once where the GPU has failed.
@@ -169,14 +189,22 @@ pub(crate) fn executor(
         let planner = placing.planner(checkpoint);
         let model = Arc::clone(&model);
         match Executor::with_devices(model, cpu()?, threads, compute.batch, gpu, planner) {
-            Ok(executor) => return Ok(executor),
+            Ok(executor) => return Ok(directed(executor, placing)),
             Err(error) => placing.give_up(&error.to_string()),
         }
     }
     if let Some(reason) = &placing.missing {
         note!("{}", placement::without_gpu(reason));
     }
-    Ok(Executor::with_cpu(model, cpu()?, threads, compute.batch))
+    Ok(directed(Executor::with_cpu(model, cpu()?, threads, compute.batch), placing))
+}
+
+/// An executor that follows all that a config says, where there is one.
+fn directed(mut executor: Executor, placing: &Placing) -> Executor {
+    if let Some(config) = placing.config() {
+        executor.direct(config, placing.choices(), config.scheduling().policy, None);
+    }
+    executor
 }
 
 /// The weights, and the GPU that uses them where they are, if one takes part.
@@ -209,6 +237,12 @@ pub(crate) fn session(
     executor: &Executor,
     compute: &ComputeOptions,
 ) -> anyhow::Result<Session> {
+    Session::new(executor, context(checkpoint, compute)?, compute.kv_type.into())
+        .context("cannot hold a context of that length; --ctx takes a shorter one")
+}
+
+/// Tokens that prompt and answer may have together.
+pub(crate) fn context(checkpoint: &Checkpoint, compute: &ComputeOptions) -> anyhow::Result<usize> {
     let made_for = checkpoint.config().context_length;
     let context = compute.ctx.unwrap_or(made_for);
     if context > made_for {
@@ -216,8 +250,7 @@ pub(crate) fn session(
             "--ctx: expected at most {made_for} tokens, which this model was made for, found {context}"
         );
     }
-    Session::new(executor, context, compute.kv_type.into())
-        .context("cannot hold a context of that length; --ctx takes a shorter one")
+    Ok(context)
 }
 
 /// The path of a model: as it is where something is there, else from the hub.

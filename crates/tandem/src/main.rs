@@ -18,7 +18,10 @@ mod options;
 mod placement;
 mod progress;
 mod report;
+#[expect(dead_code, reason = "the commands that serve are built on it")]
+mod service;
 mod threads;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -48,6 +51,7 @@ enum Command {
     Logits(commands::logits::LogitsArgs),
     Calibrate(commands::calibrate::CalibrateArgs),
     Plan(commands::plan::PlanArgs),
+    Policies(commands::policies::PoliciesArgs),
     Devices(commands::devices::DevicesArgs),
     Doctor(commands::doctor::DoctorArgs),
     Completions(commands::completions::CompletionsArgs),
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
         Command::Logits(args) => commands::logits::logits(&args),
         Command::Calibrate(args) => commands::calibrate::calibrate(&args),
         Command::Plan(args) => commands::plan::plan(&args),
+        Command::Policies(args) => commands::policies::policies(&args),
         Command::Devices(args) => commands::devices::list(&args),
         Command::Doctor(args) => commands::doctor::doctor(&args),
         Command::Completions(args) => commands::completions::completions::<Cli>(&args),

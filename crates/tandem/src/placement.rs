@@ -13,11 +13,12 @@ use tandem_memory::KvType;
 use tandem_model::Checkpoint;
 use tandem_model::catalogue::Component;
 use tandem_runtime::Operation;
+use tandem_runtime::bandwidth::Capacity;
 use tandem_runtime::calibrate::{Calibration, Choices, Identity};
-use tandem_runtime::partition::{Decision, Partition, Wanted};
+use tandem_runtime::partition::{Conditions, Decision, Partition, Wanted};
 use tandem_runtime::plan::{PassSize, Planner};
 
-use crate::options::{ComputeOptions, GpuMemory, PlacementChoice, PlacementOptions};
+use crate::options::{ComputeOptions, PlacementChoice, PlacementOptions};
 use crate::threads;
 pub(crate) use words::{explain, measurements, without_gpu};
 
@@ -39,6 +40,8 @@ pub(crate) struct Placing {
     pub(crate) why: String,
     /// Why there is no GPU, where it is to take part: the CPU computes everything then.
     pub(crate) missing: Option<String>,
+    /// Whether a config says all this, and so what else it says counts.
+    from_config: bool,
 }
 
 impl Placing {
@@ -51,7 +54,9 @@ impl Placing {
         match (&place.config, place.placement) {
             (Some(path), _) => {
                 let partition = read(path, checkpoint)?;
-                Self::by(partition, format!("by {}", path.display()), checkpoint, compute)
+                let why = format!("by {}", path.display());
+                let placing = Self::by(partition, why, checkpoint, compute)?;
+                Ok(Self { from_config: true, ..placing })
             }
             (None, Some(PlacementChoice::Default)) => {
                 let why = "by --placement default".to_owned();
@@ -76,18 +81,18 @@ impl Placing {
     ) -> anyhow::Result<Self> {
         let memory = Memory::of(checkpoint, compute);
         let limits = partition.limits();
-        let experts = memory.expert_cache(compute, limits.igpu_memory);
+        let experts = memory.expert_cache(compute, &partition);
         if let Some(limit) = limits.cpu_memory
             && memory.all > limit
         {
             bail!("{}", beyond("cpu_memory_limit", memory.all, limit));
         }
-        let sharing = compute.gpu_memory.and_then(Into::into);
+        let sharing = sharing(compute, &partition);
         let mut placing = Self { partition, experts, sharing, ..Self::cpu(why) };
         if !placing.partition.may_use_igpu() {
             return Ok(placing);
         }
-        match find(compute, memory, experts) {
+        match find(compute, memory, experts, sharing) {
             Ok(device) => {
                 if placing.partition.asks_for_measurements() {
                     match load(&identity(checkpoint, compute, &device)) {
@@ -95,6 +100,10 @@ impl Placing {
                         Err(reason) => placing.why += &format!(" ({reason})"),
                     }
                 }
+                let room = limits.igpu_memory.unwrap_or(device.info().memory);
+                let igpu_memory_pressure = memory.all as f64 / room.max(1) as f64;
+                let conditions = Conditions { igpu_memory_pressure, ..Conditions::default() };
+                placing.partition = placing.partition.under(conditions);
                 placing.device = Some(device);
             }
             Err(reason) => placing.missing = Some(reason),
@@ -105,17 +114,18 @@ impl Placing {
     /// As measured, where there are measurements; else on the CPU.
     fn as_measured(checkpoint: &Checkpoint, compute: &ComputeOptions) -> Self {
         let memory = Memory::of(checkpoint, compute);
-        let experts = memory.expert_cache(compute, None);
-        let Ok(device) = find(compute, memory, experts) else {
+        let partition = Partition::everything(Wanted::Auto);
+        let experts = memory.expert_cache(compute, &partition);
+        let sharing = sharing(compute, &partition);
+        let Ok(device) = find(compute, memory, experts, sharing) else {
             return Self::cpu("no GPU to use: `tandem devices` says why".to_owned());
         };
         match load(&identity(checkpoint, compute, &device)) {
             Ok(calibration) => {
                 let mut placing = Self::cpu("as measured by `tandem calibrate`".to_owned());
-                placing.partition = Partition::everything(Wanted::Auto);
+                placing.partition = partition;
                 placing.device = Some(device);
-                placing.experts = experts;
-                placing.sharing = compute.gpu_memory.and_then(Into::into);
+                (placing.experts, placing.sharing) = (experts, sharing);
                 placing.use_measurements(calibration);
                 placing
             }
@@ -125,14 +135,27 @@ impl Placing {
         }
     }
 
+    /// As the options say; without any, the usual partition, since where only the CPU computes there is nothing to schedule.
+    pub(crate) fn for_policies(
+        checkpoint: &Checkpoint,
+        compute: &ComputeOptions,
+        place: &PlacementOptions,
+    ) -> anyhow::Result<Self> {
+        if place.config.is_some() || place.placement.is_some() {
+            return Self::new(checkpoint, compute, place);
+        }
+        let why = "by the usual partition".to_owned();
+        Self::by(Partition::default(), why, checkpoint, compute)
+    }
+
     /// Everything on the GPU, to be placed otherwise later.
     pub(crate) fn with_gpu(checkpoint: &Checkpoint, compute: &ComputeOptions) -> Self {
         let mut placing = Self::cpu("to measure".to_owned());
         placing.partition = Partition::everything(Wanted::Igpu);
         let memory = Memory::of(checkpoint, compute);
-        placing.experts = memory.expert_cache(compute, None);
-        placing.sharing = compute.gpu_memory.and_then(Into::into);
-        match find(compute, memory, placing.experts) {
+        placing.experts = memory.expert_cache(compute, &placing.partition);
+        placing.sharing = sharing(compute, &placing.partition);
+        match find(compute, memory, placing.experts, placing.sharing) {
             Ok(device) => placing.device = Some(device),
             Err(reason) => placing.missing = Some(reason),
         }
@@ -150,12 +173,40 @@ impl Placing {
             sharing: None,
             why,
             missing: None,
+            from_config: false,
         }
     }
 
     fn use_measurements(&mut self, calibration: Calibration) {
         self.choices = Some(calibration.choices());
         self.calibration = Some(calibration);
+    }
+
+    /// The config, where there is one.
+    pub(crate) fn config(&self) -> Option<&Partition> {
+        self.from_config.then_some(&self.partition)
+    }
+
+    /// What is wanted where.
+    pub(crate) fn partition(&self) -> &Partition {
+        &self.partition
+    }
+
+    /// What calibration chose, where the partition asks for it.
+    pub(crate) fn choices(&self) -> Option<&Choices> {
+        self.choices.as_ref()
+    }
+
+    /// What the memory lets through: as the config says, else as it was calibrated. Without a GPU and such a config
+    /// nothing says.
+    pub(crate) fn capacity(&self) -> Option<Capacity> {
+        let limits = self.partition.limits();
+        let memory = self.calibration.as_ref().map(|calibration| calibration.memory);
+        let cpu = limits.cpu_bandwidth.or(memory.map(|memory| memory.cpu_alone))?;
+        let igpu = limits.igpu_bandwidth.or(memory.map(|memory| memory.igpu_alone));
+        let together = memory.map(|memory| memory.cpu_together + memory.igpu_together);
+        let igpu = igpu.unwrap_or(cpu);
+        Some(Capacity { cpu, igpu, together: together.unwrap_or(cpu.max(igpu)) })
     }
 
     /// Opens the GPU, where it is to take part and can.
@@ -229,15 +280,14 @@ impl Memory {
         Self { weights, experts, layer, all: weights + (kv * context) as u64 }
     }
 
-    /// What a GPU with memory of its own may hold, up to a limit.
-    fn expert_cache(self, compute: &ComputeOptions, limit: Option<u64>) -> ExpertCacheSettings {
-        let usual = ExpertCacheSettings::default();
+    /// What a GPU with memory of its own may hold: as the config says, unless options say otherwise.
+    fn expert_cache(self, compute: &ComputeOptions, partition: &Partition) -> ExpertCacheSettings {
+        let config = partition.expert_cache(self.all - self.weights);
+        let megabytes = compute.expert_cache_mb.map(|mb| mb as u64 * MEGABYTE);
         ExpertCacheSettings {
-            cache_bytes: compute.expert_cache_mb.map(|mb| mb as u64 * MEGABYTE),
-            memory_limit: limit,
-            reserved: self.all - self.weights,
-            prefetch: compute.expert_prefetch.map_or(usual.prefetch, Into::into),
-            ..usual
+            cache_bytes: megabytes.or(config.cache_bytes),
+            prefetch: compute.expert_prefetch.map_or(config.prefetch, Into::into),
+            ..config
         }
     }
 
@@ -264,15 +314,21 @@ fn beyond(key: &str, needed: u64, limit: u64) -> String {
     )
 }
 
+/// How the GPU gets at memory, if not in the best way: as options say, else the config.
+fn sharing(compute: &ComputeOptions, partition: &Partition) -> Option<Sharing> {
+    compute.gpu_memory.map_or(partition.memory().sharing(), Into::into)
+}
+
 /// The device that the options name, if the model fits it and its limit.
 fn find(
     compute: &ComputeOptions,
     memory: Memory,
     experts: ExpertCacheSettings,
+    sharing: Option<Sharing>,
 ) -> Result<Device, String> {
     let (choice, needs) = (compute.device.choice(), memory.needs(experts));
     let device = find_device(&choice, needs).map_err(|error| error.to_string())?;
-    let own = compute.gpu_memory == Some(GpuMemory::Own) || !device.info().unified_memory;
+    let own = sharing == Some(Sharing::None) || !device.info().unified_memory;
     let needed = if own { needs.own } else { needs.shared };
     match experts.memory_limit {
         Some(limit) if needed.bytes > limit => {

@@ -1,7 +1,7 @@
 //! What goes from operation to operation: the activations of one batch, in memory that every device can use.
 
 use std::fmt;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 use tandem_gpu::{Gpu, GpuVec, Region, RegionMut, Scope};
@@ -155,7 +155,7 @@ pub(super) struct Activations {
     pub(super) mixed: Activation<f32>,
     /// Router logits, `tokens x experts`.
     pub(super) router: Activation<f32>,
-    /// The experts of each token, `tokens x 2`.
+    /// The experts of each token, `layers x tokens x 2`: all layers' are there at the end, for those who count them.
     pub(super) chosen: Activation<u32>,
     /// Their weights.
     pub(super) chosen_weights: Activation<f32>,
@@ -200,7 +200,7 @@ impl Activations {
         }
         self.ids.resize(memory, tokens)?;
         self.best.resize(memory, wanted)?;
-        self.chosen.resize(memory, uses)?;
+        self.chosen.resize(memory, c.n_layers * uses)?;
         self.uses.resize(memory, tokens, c.n_experts)
     }
 
@@ -216,6 +216,12 @@ impl Activations {
         }
         self.uses.starts.download(igpu.gpu())?;
         Ok(self.uses.experts().map(|(expert, _)| usize::from(expert)).collect())
+    }
+
+    /// Where a layer's experts are in [`Self::chosen`].
+    pub(super) fn choices(&self, layer: usize) -> Range<usize> {
+        let uses = self.chosen_weights.len();
+        layer * uses..(layer + 1) * uses
     }
 
     /// Brings everything that the CPU has changed to a GPU with memory of its own.

@@ -13,6 +13,8 @@ mod experts;
 mod failure;
 mod golden;
 mod packed;
+mod pipeline;
+mod policies;
 mod work;
 
 use std::path::Path;

@@ -12,7 +12,9 @@ use tandem_runtime::{FinishReason, Request};
 
 use crate::engine::{self, Engine};
 use crate::interrupt;
-use crate::options::{ComputeOptions, GenerateOptions, ModelOption, PlacementOptions};
+use crate::options::{
+    ComputeOptions, GenerateOptions, ModelOption, PlacementOptions, TelemetryOptions,
+};
 use crate::report::Statistics;
 
 /// Answer a prompt: the text goes to stdout as it is written, statistics to stderr
@@ -49,12 +51,15 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     place: PlacementOptions,
+
+    #[command(flatten)]
+    telemetry: TelemetryOptions,
 }
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let prompt = prompt_text(&args.prompt)?;
     args.generate.sampling().validate()?;
-    let mut engine = Engine::load(&args.model, &args.compute, &args.place)?;
+    let mut engine = Engine::load(&args.model, &args.compute, &args.place, &args.telemetry)?;
     // Only now: until the first token, Ctrl-C ends the program as it ends any other.
     interrupt::install()?;
     if !args.quiet {
@@ -72,6 +77,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     )?;
     output.end(&generated.text)?;
     engine.note_failure();
+    engine.finish_telemetry()?;
     let statistics = Statistics::new(engine.load_time, &generated);
     let experts = engine::expert_cache(&engine.executor)?;
     if args.json {

@@ -8,8 +8,9 @@
 //!
 //! Experts are split in the rows of gate and up, and then in those of down. To split down by the columns that follow from
 //! gate's rows would spare the wait between the two, but then both devices have a part of every sum, and the result is
-//! neither's.
+//! neither's. Experts may also be shared out whole ([`experts`]).
 
+mod experts;
 mod split;
 
 use std::ops::Range;
@@ -38,7 +39,7 @@ impl Pass<'_> {
     pub(super) fn on_both(&mut self, step: Step, share: f32) -> Result<()> {
         let layer = usize::from(step.layer.unwrap_or_default());
         let used = self.activations.uses.experts().count();
-        let (bytes, arithmetic) = cost(self.model, self.batch, self.caches[0], step, Some(used));
+        let (bytes, arithmetic) = cost(self.model, self.batch, step, Some(used));
         let part = |whole: usize| (whole as f64 * f64::from(share)) as usize;
         self.profile.given_to_gpu(step.operation, part(bytes), part(arithmetic));
         let (wanted, largest) = (self.wanted_numbers(), self.largest);
@@ -272,7 +273,7 @@ fn all_packed(weights: &[Weights<'_>]) -> bool {
 
 /// Once both devices are done: brings back what the GPU has written to memory of its own, and puts rows together.
 fn finish<const N: usize>(
-    igpu: &Igpu,
+    igpu: &mut Igpu,
     cpu: &Cpu,
     profile: &mut Profile,
     operation: Op,
@@ -281,7 +282,8 @@ fn finish<const N: usize>(
     output: Output,
 ) -> Result<()> {
     profile.waited(operation);
-    igpu.add_times(profile, first_launch, &[(operation, igpu.gpu().launches())])?;
+    let launches = igpu.gpu().launches();
+    igpu.add_times(profile, first_launch, &[(operation, launches)])?;
     for split in splits {
         if let Some(copy) = &copy {
             igpu.gpu().read_at(copy, split.at, split.igpu)?;

@@ -49,7 +49,7 @@ impl Pass<'_> {
             sequences.push(Sequence { queries, kv: kv.layer(layer), out });
         }
         ops::attention_all(self.cpu, &mut sequences, config.sliding_window);
-        let (bytes, arithmetic) = self.batch.attention_cost(config, self.caches[0]);
+        let (bytes, arithmetic) = self.batch.attention_cost(config);
         self.profile.lap_with(Operation::AttentionCompute, bytes, arithmetic);
         Ok(())
     }

@@ -10,6 +10,8 @@ mod products;
 mod steps;
 mod weights;
 
+use std::time::Instant;
+
 use tandem_cpu::Cpu;
 use tandem_gpu::ops::{self, Heads};
 use tandem_gpu::{ExpertMemory, Gpu, GpuVec, Scope, Sharing};
@@ -21,7 +23,7 @@ use super::pass::Pass;
 use crate::error::Result;
 use crate::model::Model;
 use crate::plan::Step;
-use crate::profile::Operation;
+use crate::profile::{Operation, Profile};
 use cache::{CacheCopy, assign};
 pub(super) use cost::cost;
 use lent::Lent;
@@ -42,6 +44,10 @@ pub(super) struct Igpu {
     copies: Vec<CacheCopy>,
     /// Whether times of kernels are kept.
     recording: bool,
+    /// Those of the newest run, step by step.
+    step_times: Vec<(Instant, Instant)>,
+    /// A moment, and the device's clock then: see `cost`.
+    clock: Option<(Instant, u64)>,
 }
 
 /// Memory that the GPU alone uses.
@@ -65,7 +71,16 @@ impl Igpu {
             Operation::AttentionCompute => ops::attention_heads_fault(heads(config)),
             _ => missing_kernels(model, operation),
         });
-        Ok(Self { gpu, weights, room, refused, copies: Vec::new(), recording: false })
+        Ok(Self {
+            gpu,
+            weights,
+            room,
+            refused,
+            copies: Vec::new(),
+            recording: false,
+            step_times: Vec::new(),
+            clock: None,
+        })
     }
 
     pub(super) fn gpu(&self) -> &Gpu {
@@ -135,6 +150,15 @@ impl Room {
 impl Pass<'_> {
     /// Computes some steps on the GPU, and waits for them.
     pub(super) fn on_igpu(&mut self, steps: &[Step]) -> Result<()> {
+        self.on_igpu_beside(steps, |_| Ok(()))
+    }
+
+    /// Computes some steps on the GPU, has the CPU do something meanwhile, and then waits for the GPU.
+    pub(super) fn on_igpu_beside(
+        &mut self,
+        steps: &[Step],
+        meanwhile: impl FnOnce(&mut Profile) -> Result<()>,
+    ) -> Result<()> {
         let Some(igpu) = self.igpu.as_deref_mut() else {
             panic!("a plan for a GPU that is not there");
         };
@@ -150,7 +174,7 @@ impl Pass<'_> {
             self.activations.upload(&igpu.gpu)?;
         }
         if attends {
-            assign(&mut igpu.copies, self.caches);
+            assign(&mut igpu.copies, &self.caches);
         }
         for &layer in &attended {
             let caches = batch.parts.iter().zip(&mut *self.caches).zip(&mut igpu.copies);
@@ -162,17 +186,17 @@ impl Pass<'_> {
             }
         }
         for &step in steps {
-            let (bytes, arithmetic) = cost(model, batch, self.caches[0], step, None);
+            let (bytes, arithmetic) = cost(model, batch, step, None);
             self.profile.given_to_gpu(step.operation, bytes, arithmetic);
         }
-        igpu.room.fit(&igpu.gpu, model.config(), self.caches)?;
+        igpu.room.fit(&igpu.gpu, model.config(), &self.caches)?;
         let used = self.activations.used_experts(igpu, steps)?;
         self.input.bring(&igpu.gpu)?;
         let (caches, activations) = (&mut *self.caches, &mut *self.activations);
         let (input, cpu) = (&mut *self.input, self.cpu);
         let (profile, mut marks) = (&mut *self.profile, Vec::with_capacity(steps.len()));
         let Igpu { gpu, weights, room: Room { spans, .. }, copies, .. } = &mut *igpu;
-        let first = gpu.launches();
+        let (first, mut beside) = (gpu.launches(), Ok(()));
         let left = gpu.scope(|scope| {
             let (weights, (room, there)) = (weights.lend(scope, model)?, input.lend_room(scope)?);
             let input = InEightBits { room: Some(room), there };
@@ -190,8 +214,11 @@ impl Pass<'_> {
             if let Some(&Step { operation: Operation::ExpertDispatch, layer, .. }) = steps.last() {
                 enqueue.prefetch_experts(usize::from(layer.unwrap_or_default()))?;
             }
+            scope.submit()?;
+            beside = meanwhile(profile);
             Ok(enqueue.left())
         })?;
+        beside?;
         self.input.left_by_gpu(left);
         let Some(&last) = steps.last() else { return Ok(()) };
         self.profile.waited(last.operation);

@@ -28,6 +28,10 @@ pub(super) fn markdown(rows: &[Row]) -> String {
     if with_several {
         header.push("t/s each");
     }
+    let is_capped = rows.iter().any(|r| r.background_gbps.is_some());
+    if is_capped {
+        header.push("GB/s used");
+    }
     if with_gpu {
         header.extend(["waits", "GPU"]);
     }
@@ -58,6 +62,9 @@ pub(super) fn markdown(rows: &[Row]) -> String {
         if with_several {
             cells.push(format!("{:.2}", r.tokens_per_second / r.sequences as f64));
         }
+        if is_capped {
+            cells.push(format!("{:.2}", r.used_bandwidth / 1e9));
+        }
         if with_gpu {
             cells.push(r.waits_per_token.map_or_else(String::new, |count| format!("{count:.1}")));
             cells.push(r.igpu_share.map_or_else(String::new, |s| format!("{:.0} %", 100.0 * s)));
@@ -71,7 +78,7 @@ pub(super) fn markdown(rows: &[Row]) -> String {
         }
         table.add_row(cells);
     }
-    for column in [1, 2, 4].into_iter().chain(6..16) {
+    for column in [1, 2, 4].into_iter().chain(6..17) {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -83,7 +90,7 @@ pub(super) fn markdown(rows: &[Row]) -> String {
 pub(super) fn csv(rows: &[Row]) -> String {
     let mut text = "model,size_bytes,params,backend,threads,test,tokens_per_second,read_bandwidth,\
                     int8_peak,roofline,barriers_per_token,waits_per_token,igpu_share,sequences,\
-                    expert_hit_rate,expert_overlap\n"
+                    used_bandwidth,expert_hit_rate,expert_overlap\n"
         .to_owned();
     for r in rows {
         let share = r.roofline.map_or_else(String::new, |share| format!("{share:.4}"));
@@ -97,7 +104,7 @@ pub(super) fn csv(rows: &[Row]) -> String {
         // Names of files and devices may have commas.
         let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
         text += &format!(
-            "{},{},{},{},{},{},{:.3},{:.0},{:.0},{share},{barriers},{waits},{igpu},{},{hits},{overlap}\n",
+            "{},{},{},{},{},{},{:.3},{:.0},{:.0},{share},{barriers},{waits},{igpu},{},{:.0},{hits},{overlap}\n",
             quoted(&r.model),
             r.size_bytes,
             r.params,
@@ -107,7 +114,8 @@ pub(super) fn csv(rows: &[Row]) -> String {
             r.tokens_per_second,
             r.read_bandwidth,
             r.int8_peak,
-            r.sequences
+            r.sequences,
+            r.used_bandwidth
         );
     }
     text.trim_end().to_owned()

@@ -181,6 +181,11 @@ impl<'scope> Uses<'scope> {
         self.len() == 0
     }
 
+    /// Uses whose results there is room for.
+    pub fn n_results(&self) -> usize {
+        self.results.len()
+    }
+
     /// Experts.
     pub fn n_experts(&self) -> usize {
         self.starts.len() - 1

@@ -217,7 +217,7 @@ impl<'scope, 'env> Products<'scope, 'env> {
         let input = if gated { ExpertInput::OfUses } else { ExpertInput::OfTokens };
         let mut packed: Vec<(ExpertWeights<'_>, &RegionMut<'_, f32>)> = Vec::new();
         for (which, out) in products {
-            let rows = out.len() / uses.len();
+            let rows = out.len() / uses.n_results();
             match self.weights.experts(self.scope, layer, *which, self.held.as_ref())? {
                 Experts::Packed(matrix) => packed.push((matrix.first_rows(rows), out)),
                 Experts::Rows(matrix) => {

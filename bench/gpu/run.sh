@@ -63,7 +63,7 @@ devices() {
   file=devices.md
   local tests=(-p 256 -n 64 -r 3)
   local place
-  for place in cpu igpu default split=0.3 split=0.5 split=0.7 split=0.9; do
+  for place in cpu igpu default split=0.5; do
     bench "$place" "$bundle/tandem" bench --placement "$place"
   done
   bench "GPU alone, with times of its kernels" "$bundle/tandem" bench --placement igpu --profile

@@ -45,7 +45,7 @@ pub fn target_builds() -> Vec<TargetBuild> {
             let team =
                 [("PLANES", planes), ("TOKENS", tokens), ("TILES", Path::Dot.team(planes).1)];
             // q, k and v; gate and up.
-            for products in if planes == 1 { 1..=3 } else { 1..=1 } {
+            for products in if Path::Dot.takes_several(planes * tokens) { 1..=3 } else { 1..=1 } {
                 let each = [("BITS", bits), ("PRODUCTS", products)];
                 add(s::MATMUL, &[&each, &team[..]].concat());
             }

@@ -72,6 +72,12 @@ impl Path {
         }
     }
 
+    /// Whether a launch may have several matrices, where a team has so many sums: with eight, Meteor Lake has no registers
+    /// for the choice among them, and there is enough to do for each.
+    pub(crate) const fn takes_several(self, sums: usize) -> bool {
+        !matches!(self, Self::Dot | Self::Subgroup) || sums < 8
+    }
+
     /// Whether a device has what it takes.
     pub fn runs_on(self, device: &DeviceInfo) -> bool {
         let subgroups = device.subgroup_sizes.contains(&LANES) && device.opencl_c >= (2, 0);

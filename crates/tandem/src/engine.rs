@@ -179,7 +179,7 @@ pub(crate) fn executor(
     placing: &mut Placing,
 ) -> anyhow::Result<Executor> {
     let threads = threads::counts(compute);
-    let (model, gpu) = load(checkpoint, threads.team_size(), placing)?;
+    let (model, gpu) = load(checkpoint, compute, placing)?;
     let team = threads::team(threads, compute.pin)?;
     let cpu = || match compute.isa {
         Some(isa) => Cpu::with_isa(Arc::clone(&team), isa).context("--isa"),
@@ -210,9 +210,10 @@ fn directed(mut executor: Executor, placing: &Placing) -> Executor {
 /// The weights, and the GPU that uses them where they are, if one takes part.
 fn load(
     checkpoint: &Checkpoint,
-    threads: usize,
+    compute: &ComputeOptions,
     placing: &mut Placing,
 ) -> anyhow::Result<(Arc<Model>, Option<Gpu>)> {
+    let threads = threads::counts(compute).team_size();
     let bytes = checkpoint.summary().total().bytes;
     let load_in = |memory: &dyn Allocator| {
         let bar = progress::bytes(bytes, "loading");
@@ -222,6 +223,9 @@ fn load(
         model.map(Arc::new)
     };
     if let Some(gpu) = placing.open_gpu() {
+        if let Some(fault) = compute.gpu_fault {
+            gpu.fail_after(0, fault);
+        }
         match load_in(gpu.memory()) {
             Ok(model) => return Ok((model, Some(gpu))),
             // Whatever is wrong with the files is wrong with other memory too.

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use tandem_cpu::Isa;
-use tandem_gpu::{DeviceChoice, Prefetch, Sharing};
+use tandem_gpu::{DeviceChoice, Fault, Prefetch, Sharing};
 use tandem_memory::KvType;
 use tandem_model::PhimoeConfig;
 use tandem_runtime::partition::Wanted;
@@ -139,6 +139,10 @@ pub(crate) struct ComputeOptions {
     /// How the GPU gets at memory: `own` uses one that shares the CPU's as if it had its own, to try out and to measure
     #[arg(long, hide = true, value_name = "HOW", env = "TANDEM_GPU_MEMORY", value_enum)]
     pub(crate) gpu_memory: Option<GpuMemory>,
+
+    /// What the GPU is to fail at, at once: for tests
+    #[arg(long, hide = true, value_name = "WHAT", env = "TANDEM_GPU_FAULT")]
+    pub(crate) gpu_fault: Option<Fault>,
 
     /// Threads to compute with [default: one per core, low-power (LP-E) cores left out]
     #[arg(short, long, value_name = "N", env = "TANDEM_THREADS", value_parser = thread_count)]

@@ -143,6 +143,11 @@ impl Cut {
         rows.div_ceil(LANES * self.tiles)
     }
 
+    /// Whether a launch may have several matrices.
+    fn takes_several(self, gpu: &Gpu) -> bool {
+        gpu.path().takes_several(self.tokens * self.planes * self.tiles)
+    }
+
     /// How many of so many blocks of tokens are taken side by side. Where a team is one work-item it takes all of them,
     /// and the weights come from memory once.
     fn blocks_of(self, gpu: &Gpu, tokens: usize) -> usize {
@@ -213,7 +218,7 @@ fn launch(
     let (gpu, tokens) = (scope.gpu(), x.tokens());
     let rows = products.iter().map(|product| product.weights.rows()).sum();
     let cut = Cut::of(gpu, rows, tokens, x.planes());
-    if !cut.columns_are_shared && products.len() > 1 {
+    if products.len() > 1 && !(cut.columns_are_shared && cut.takes_several(gpu)) {
         // There is enough to do for each.
         return products.chunks(1).try_for_each(|product| launch(scope, product, x, output));
     }
@@ -402,6 +407,10 @@ fn launch_experts(
     assert_eq!((layout.cols(), expected), (x.cols(), x.tokens()), "activations of experts");
     let average = count.div_ceil(uses.n_experts());
     let cut = Cut::of_uses(gpu, average, planes);
+    if products.len() > 1 && !cut.takes_several(gpu) {
+        let mut each = products.chunks(1);
+        return each.try_for_each(|product| launch_experts(scope, product, uses, x, input));
+    }
     let defines = cut.defines(layout.kind(), products.len());
     let group = gpu.path().matmul_group();
     let tiles = cut.tiles_of(rows) * products.len();

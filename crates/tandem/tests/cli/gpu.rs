@@ -114,6 +114,29 @@ fn a_limit_keeps_the_gpu_out() {
     );
 }
 
+#[test]
+fn what_the_gpu_fails_at_is_said_and_the_cpu_goes_on() {
+    let Some(device) = device() else { return };
+    let config = scratch("gpu-config");
+    let (expected, _) = run(with(config.path()).args(RUN));
+    let put_aside = "the GPU failed and was put aside, and the CPU goes on: ";
+    for (fault, line, reason) in [
+        ("build", put_aside, ".cl does not compile for "),
+        ("enqueue", put_aside, "clEnqueueNDRangeKernel failed"),
+        ("time-out", put_aside, "the device took "),
+        ("device-lost", put_aside, "clFinish failed"),
+        // Too little memory for the weights.
+        ("allocation", "the CPU computes everything: ", "cannot allocate "),
+    ] {
+        let mut command = with(config.path());
+        command.args(RUN).args(["--device", device, "--placement", "igpu", "--gpu-fault", fault]);
+        let (text, notes) = run(&mut command);
+        assert_eq!(text, expected, "{fault}");
+        let is_it = |found: &&str| found.starts_with(line) && found.contains(reason);
+        assert_eq!(notes.lines().filter(is_it).count(), 1, "{fault}: {notes}");
+    }
+}
+
 /// As a GPU with memory of its own, with room for a part of the experts.
 #[test]
 fn a_cache_of_experts_changes_nothing_but_what_is_there() {

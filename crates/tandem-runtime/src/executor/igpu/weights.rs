@@ -140,11 +140,16 @@ fn shape(model: &Model) -> ExpertShape {
 /// Copies an expert's gate, up and down matrices out of the weights.
 pub(super) fn load_expert(model: &Model, cpu: &Cpu, id: ExpertId, into: [&mut [u8]; MATRICES]) {
     let expert = u16::try_from(id.expert).unwrap_or(u16::MAX);
-    for (matrix, into) in Expert::ALL.into_iter().zip(into) {
-        let bytes = &model.weights().bytes()
-            [model.weights().place(of_layer(id.layer, matrix.tensor(expert)))];
-        copy_bytes(cpu, bytes, &mut into[..bytes.len()]);
-    }
+    let weights = model.weights();
+    let matrix =
+        |which: Expert| &weights.bytes()[weights.place(of_layer(id.layer, which.tensor(expert)))];
+    let [gate, up, down] = Expert::ALL.map(matrix);
+    let [w1, w3, w2] = into;
+    // Places have room for the largest of all layers' matrices.
+    copy_bytes(
+        cpu,
+        [(gate, &mut w1[..gate.len()]), (up, &mut w3[..up.len()]), (down, &mut w2[..down.len()])],
+    );
 }
 
 /// Weights that are lent to a device.

@@ -100,6 +100,7 @@ fn telemetry(
             json: params.json.clone().or(wanted.json),
             csv: params.csv.clone().or(wanted.csv),
             metrics: wanted.metrics,
+            marks: wanted.marks,
             ..params
         }),
     }

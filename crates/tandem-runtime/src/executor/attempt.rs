@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tandem_cpu::ops::Largest;
 use tandem_gpu::GpuError;
-use tandem_memory::{KvCache, SystemMemory};
+use tandem_memory::{KvCache, KvType, SystemMemory};
 
 use super::batch::{Batch, Segment};
 use super::fallback::gpu_failure;
@@ -102,9 +102,10 @@ impl Executor {
         if self.igpu.is_some() {
             self.parts.resize(&self.memory, batch.largest_parts(self.model.config()))?;
         }
-        let caches = segments.iter_mut().map(|segment| &mut *segment.kv).collect();
+        let caches: Vec<_> = segments.iter_mut().map(|segment| &mut *segment.kv).collect();
         let mut choices = trace.is_some().then(RouterTrace::default);
-        if self.is_pipelined(plan, batch) {
+        let kv = caches.first().map_or(KvType::F16, |kv| kv.kind());
+        if self.is_pipelined(plan, batch, kv) {
             self.in_halves(plan, batch, caches, largest, choices.as_mut())?;
         } else {
             self.as_a_whole(plan, batch, caches, largest, choices.as_mut())?;
@@ -117,10 +118,9 @@ impl Executor {
 
     /// Whether a pass is cut into two micro-batches: where each has as much as it is to have at least, and there is
     /// something for both devices.
-    fn is_pipelined(&self, plan: &Plan, batch: &Batch) -> bool {
-        self.igpu.is_some()
-            && self.pipelining.is_some_and(|least| batch.ids.len() >= 2 * least)
-            && is_worthwhile(plan)
+    fn is_pipelined(&self, plan: &Plan, batch: &Batch, kv: KvType) -> bool {
+        self.pipelining.is_some_and(|least| batch.ids.len() >= 2 * least)
+            && self.igpu.as_ref().is_some_and(|igpu| is_worthwhile(plan, igpu, kv))
     }
 
     fn as_a_whole(

@@ -152,11 +152,13 @@ impl Pass<'_> {
             self.profile.waited(first.operation);
         }
         let (start, before) = (self.profile.mark(), self.profile.cost(first.operation));
-        let result = work(self);
+        let device = if first.placement == Placement::Cpu { Device::Cpu } else { Device::Igpu };
+        let task = self.instruments.task(first, device, self.packet);
+        let result = {
+            let _mark = self.instruments.recorder.mark(task);
+            work(self)
+        };
         if let Err(error) = &result {
-            let on_gpu = first.placement != Placement::Cpu;
-            let device = if on_gpu { Device::Igpu } else { Device::Cpu };
-            let task = self.instruments.task(first, device, self.packet);
             self.instruments.recorder.record_failure(task, start, Instant::now(), error);
             return result;
         }

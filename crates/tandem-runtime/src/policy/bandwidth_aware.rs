@@ -34,8 +34,9 @@ impl BandwidthAware {
     /// Looks at the bandwidth: it must fall clearly below the threshold before it counts as free again.
     fn look(&mut self, situation: &Situation) {
         let threshold = self.control.throttle_threshold;
-        // What nobody knows is no reason to act.
-        let used = situation.utilization.unwrap_or(0.0);
+        // What nobody knows is no reason to act; and without a GPU nobody is in anybody's way: parts of prompts that share
+        // passes with the next tokens of texts are read with the same weights, and cost less bandwidth the larger they are.
+        let used = situation.utilization.filter(|_| situation.has_igpu).unwrap_or(0.0);
         self.above = used > if self.above { threshold * RELEASE } else { threshold };
     }
 
@@ -157,11 +158,14 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_knows_is_no_reason_to_act() {
+    fn what_nobody_knows_and_a_cpu_alone_are_no_reason_to_act() {
         let mut policy = policy(ThrottleAction::FallbackCpu);
         let unknown = Situation { utilization: None, ..reading(512, 0.0) };
-        assert!(policy.pause(&unknown).is_zero());
+        let alone = Situation { has_igpu: false, ..reading(512, 1.0) };
         let table = Plan::everything(&one_layer(), Placement::Igpu);
-        assert_eq!(policy.place(&table, &unknown), table);
+        for situation in [unknown, alone] {
+            assert!(policy.pause(&situation).is_zero());
+            assert_eq!(policy.place(&table, &situation), table);
+        }
     }
 }

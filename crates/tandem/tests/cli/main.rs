@@ -9,6 +9,7 @@ mod logits;
 mod onnx;
 mod other;
 mod plan;
+mod policies;
 mod run;
 mod threads;
 

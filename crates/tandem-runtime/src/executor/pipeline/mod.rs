@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use tandem_cpu::Cpu;
 use tandem_cpu::ops::{Largest, Rope};
-use tandem_memory::KvCache;
+use tandem_memory::{KvCache, KvType};
 
 use super::activations::{Activation, Activations};
 use super::batch::Batch;
@@ -58,10 +58,12 @@ pub(super) struct Pipeline<'a> {
 }
 
 /// Whether a plan has anything to compute on one device beside the other: both have steps of their own in the layers.
-pub(super) fn is_worthwhile(plan: &Plan) -> bool {
-    let has =
-        |placement| plan.steps().any(|step| step.layer.is_some() && step.placement == placement);
-    has(Placement::Cpu) && has(Placement::Igpu)
+pub(super) fn is_worthwhile(plan: &Plan, igpu: &Igpu, kv: KvType) -> bool {
+    let of_layers = || plan.steps().filter(|step| step.layer.is_some());
+    let on_gpu = |step: &Step| {
+        step.placement == Placement::Igpu && igpu.refusal(step.operation, kv).is_none()
+    };
+    of_layers().any(|step| step.placement == Placement::Cpu) && of_layers().any(|s| on_gpu(&s))
 }
 
 impl Pipeline<'_> {

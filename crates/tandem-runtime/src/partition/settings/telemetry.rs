@@ -57,6 +57,7 @@ impl TelemetrySettings {
             metrics: self.metrics.clone(),
             json: path(OutputFormat::Json),
             csv: path(OutputFormat::Csv),
+            marks: self.vtune,
             ..TelemetryParams::new(layers, experts)
         })
     }

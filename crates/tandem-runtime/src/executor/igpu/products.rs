@@ -2,8 +2,8 @@
 
 use tandem_cpu::Cpu;
 use tandem_gpu::ops::{
-    self, Dense, ExpertInput, ExpertWeights, FloatExperts, Output, PackedWeights, Precision,
-    Quantized, QuantizedRoom, Uses,
+    self, Dense, ExpertInput, ExpertWeights, FloatExperts, Output, Precision, Quantized,
+    QuantizedRoom, Uses,
 };
 use tandem_gpu::{ExpertCache, HeldExperts, Region, RegionMut, Result, Scope};
 use tandem_memory::PackedType;
@@ -127,8 +127,7 @@ impl<'scope, 'env> Products<'scope, 'env> {
         x: &Plain<'scope>,
         output: Output,
     ) -> Result<()> {
-        let mut packed: Vec<(PackedWeights<'_>, Option<Region<'_, f32>>, &RegionMut<'_, f32>)> =
-            Vec::with_capacity(products.len());
+        let mut packed = Vec::with_capacity(products.len());
         for (weights, bias, out) in products {
             let matrix = self.weights.matrix(self.scope, *weights)?;
             let rows = out.len() * matrix.cols() / x.numbers;

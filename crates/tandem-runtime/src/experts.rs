@@ -24,8 +24,6 @@ pub(crate) struct ExpertUses {
     pub(crate) places: Activation<u32>,
     /// Where each expert's uses begin, and where the last one's end.
     pub(crate) starts: Activation<u32>,
-    /// The same, where only some experts have uses: for a GPU that computes no others.
-    part_starts: Activation<u32>,
     /// 0, 1, 2 and so on: the uses themselves, to be selected from.
     pub(crate) numbers: Vec<u32>,
 }
@@ -43,7 +41,6 @@ impl ExpertUses {
         self.weights.resize(memory, uses)?;
         self.places.resize(memory, uses)?;
         self.starts.resize(memory, n_experts + 1)?;
-        self.part_starts.resize(memory, n_experts + 1)?;
         self.numbers.clear();
         self.numbers.extend((0u32..).take(uses));
         Ok(())
@@ -54,7 +51,6 @@ impl ExpertUses {
         self.tokens.upload(gpu)?;
         self.weights.upload(gpu)?;
         self.places.upload(gpu)?;
-        self.part_starts.upload(gpu)?;
         self.starts.upload(gpu)
     }
 
@@ -79,28 +75,11 @@ impl ExpertUses {
         ))
     }
 
-    /// Gets the uses of some experts ready for [`Self::lend_part`]; answers which they are.
-    pub(crate) fn restrict(&mut self, experts: ExpertRange) -> Range<usize> {
+    /// Which uses are those of some experts.
+    pub(crate) fn of(&self, experts: ExpertRange) -> Range<usize> {
         let first = self.starts[usize::from(experts.first)];
         let end = self.starts[usize::from(experts.last) + 1];
-        let all = self.starts.iter();
-        for (start, of_all) in self.part_starts.iter_mut().zip(all) {
-            *start = (*of_all).clamp(first, end);
-        }
         first as usize..end as usize
-    }
-
-    /// Lends the uses to a GPU, as if nobody used the other experts.
-    pub(crate) fn lend_part<'scope>(
-        &'scope mut self,
-        scope: &'scope Scope<'scope, '_>,
-    ) -> tandem_gpu::Result<Uses<'scope>> {
-        Ok(Uses::new(
-            self.part_starts.lend_mut(scope)?,
-            self.tokens.lend_mut(scope)?,
-            self.weights.lend_mut(scope)?,
-            self.places.lend_mut(scope)?,
-        ))
     }
 
     /// Takes a batch's choices and their weights, `[token][2]`, in place of the last one's.

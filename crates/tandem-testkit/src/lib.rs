@@ -9,6 +9,7 @@ mod artifact;
 mod fuzz;
 mod opencl;
 pub mod oracle;
+pub mod packed;
 mod python;
 mod rng;
 

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use tandem_cpu::Isa;
-use tandem_gpu::DeviceChoice;
+use tandem_gpu::{DeviceChoice, Fault, Prefetch, Sharing};
 use tandem_memory::KvType;
 use tandem_model::PhimoeConfig;
 use tandem_runtime::partition::Wanted;
@@ -55,6 +55,42 @@ pub(crate) struct PlacementOptions {
     pub(crate) explain: bool,
 }
 
+/// [`Prefetch`] as an option.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub(crate) enum ExpertPrefetch {
+    /// None
+    None,
+    /// Those that the layer has used most
+    Predict,
+    /// Those with the lowest numbers
+    Sequential,
+}
+
+impl From<ExpertPrefetch> for Option<Prefetch> {
+    fn from(prefetch: ExpertPrefetch) -> Self {
+        match prefetch {
+            ExpertPrefetch::None => None,
+            ExpertPrefetch::Predict => Some(Prefetch::Predict),
+            ExpertPrefetch::Sequential => Some(Prefetch::Sequential),
+        }
+    }
+}
+
+/// [`Sharing`] as an option.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub(crate) enum GpuMemory {
+    /// The best that the device can do
+    Shared,
+    /// Everything is copied there and back
+    Own,
+}
+
+impl From<GpuMemory> for Option<Sharing> {
+    fn from(memory: GpuMemory) -> Self {
+        (memory == GpuMemory::Own).then_some(Sharing::None)
+    }
+}
+
 /// A partition with a short name.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum PlacementChoice {
@@ -89,6 +125,23 @@ impl fmt::Display for PlacementChoice {
 pub(crate) struct ComputeOptions {
     #[command(flatten)]
     pub(crate) device: DeviceOption,
+
+    /// Megabytes for experts on a GPU with memory of its own: as many experts are there at a time, the most recently used
+    /// ones [default: all that there is room for]
+    #[arg(long, value_name = "MB", env = "TANDEM_EXPERT_CACHE_MB", value_parser = at_least_one)]
+    pub(crate) expert_cache_mb: Option<usize>,
+
+    /// Which experts are uploaded there before they are asked for
+    #[arg(long, value_name = "WHICH", env = "TANDEM_EXPERT_PREFETCH", value_enum)]
+    pub(crate) expert_prefetch: Option<ExpertPrefetch>,
+
+    /// How the GPU gets at memory: `own` uses one that shares the CPU's as if it had its own, to try out and to measure
+    #[arg(long, hide = true, value_name = "HOW", env = "TANDEM_GPU_MEMORY", value_enum)]
+    pub(crate) gpu_memory: Option<GpuMemory>,
+
+    /// What the GPU is to fail at, at once: for tests
+    #[arg(long, hide = true, value_name = "WHAT", env = "TANDEM_GPU_FAULT")]
+    pub(crate) gpu_fault: Option<Fault>,
 
     /// Threads to compute with [default: one per core, low-power (LP-E) cores left out]
     #[arg(short, long, value_name = "N", env = "TANDEM_THREADS", value_parser = thread_count)]

@@ -99,7 +99,7 @@ impl ExpertCacheSettings {
             budget: usize::try_from(budget).unwrap_or(usize::MAX),
             staging_buffers: self.staged(buffer, self.staging_bytes).min(self.staging_buffers),
             experts_per_buffer,
-            prefetch: self.prefetch.unwrap_or_default(),
+            prefetch: self.prefetch,
         }))
     }
 

@@ -9,7 +9,9 @@ use tandem_memory::{AlignedBuffer, AllocError, Allocator, Element};
 use tandem_model::PhimoeConfig;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 
+use super::igpu::Igpu;
 use crate::experts::ExpertUses;
+use crate::plan::Step;
 use crate::profile::Operation as Op;
 
 /// Where activations come from.
@@ -200,6 +202,20 @@ impl Activations {
         self.best.resize(memory, wanted)?;
         self.chosen.resize(memory, c.n_layers * uses)?;
         self.uses.resize(memory, tokens, c.n_experts)
+    }
+
+    /// The experts that the batch uses, where steps that compute them on a GPU must know.
+    pub(super) fn used_experts(
+        &mut self,
+        igpu: &Igpu,
+        steps: &[Step],
+    ) -> tandem_gpu::Result<Vec<usize>> {
+        let of_experts = |step: &Step| matches!(step.operation, Op::ExpertFfnW1 | Op::ExpertFfnW2);
+        if igpu.expert_memory().cache().is_none() || !steps.iter().any(of_experts) {
+            return Ok(Vec::new());
+        }
+        self.uses.starts.download(igpu.gpu())?;
+        Ok(self.uses.experts().map(|(expert, _)| usize::from(expert)).collect())
     }
 
     /// Where a layer's experts are in [`Self::chosen`].

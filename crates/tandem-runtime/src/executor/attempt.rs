@@ -65,7 +65,7 @@ impl Executor {
     }
 
     /// Computes on the CPU from now on, in memory of its own.
-    fn put_aside(&mut self, failure: GpuError) {
+    pub(super) fn put_aside(&mut self, failure: GpuError) {
         self.note_full_cpu_mode(&failure);
         self.igpu = None;
         self.gpu_failure = Some(failure);
@@ -134,6 +134,7 @@ impl Executor {
         let (config, tokens) = (self.model.config(), batch.ids.len());
         let Room { activations, input } = &mut self.room;
         activations.resize(&self.memory, config, tokens, batch.n_wanted())?;
+        input.resize(&self.memory, config, tokens)?;
         let mut pass = Pass {
             cpu: &self.cpu,
             igpu: self.igpu.as_mut(),
@@ -169,6 +170,7 @@ impl Executor {
         for (room, half) in [(&mut self.room, &first), (&mut self.second, &second)] {
             let (tokens, wanted) = (half.ids.len(), half.n_wanted());
             room.activations.resize(&self.memory, config, tokens, wanted)?;
+            room.input.resize(&self.memory, config, tokens)?;
         }
         let Some(igpu) = self.igpu.as_mut() else { panic!("a pipeline without a GPU") };
         let instruments = &self.instruments;

@@ -233,7 +233,7 @@ impl Pass<'_> {
     /// Bytes that the GPU has read for a step. Which experts it chose is seen where memory is shared; else they are as many
     /// as it can have chosen at most.
     fn bytes_on_igpu(&self, step: Step) -> u64 {
-        let bytes = cost(self.model, self.batch, step).0;
+        let bytes = cost(self.model, self.batch, step, None).0;
         let of_experts = matches!(step.operation, Op::ExpertFfnW1 | Op::ExpertFfnW2);
         let Some(layer) = step.layer.filter(|_| of_experts) else { return bytes as u64 };
         if self.igpu.as_deref().and_then(Igpu::own_memory).is_some() {

@@ -15,6 +15,7 @@ mod cpu;
 mod directing;
 mod fallback;
 mod igpu;
+mod input;
 mod instruments;
 mod measure;
 mod output;
@@ -27,7 +28,7 @@ use std::sync::Arc;
 
 use tandem_cpu::ops::{Largest, Rope};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
-use tandem_gpu::{Gpu, GpuError};
+use tandem_gpu::{CacheStatistics, ExpertCache, Gpu, GpuError};
 use tandem_memory::{KvCache, KvType, SystemMemory};
 
 use crate::error::{Result, RuntimeError};
@@ -124,7 +125,7 @@ impl Executor {
             return Ok(Self::assemble(model, cpu, threads, batch, planner, memory));
         };
         let memory = Arc::new(gpu.memory().clone());
-        let igpu = Igpu::new(gpu, &model, batch.max(1))?;
+        let igpu = Igpu::new(gpu, &model)?;
         let executor = Self::assemble(model, cpu, threads, batch, planner, memory);
         Ok(Self { igpu: Some(igpu), ..executor })
     }
@@ -211,9 +212,24 @@ impl Executor {
 
     /// Whether the [profile](Self::profile) is to have the times that kernels took on the GPU, which costs it a little.
     pub fn record_gpu_times(&mut self, wanted: bool) {
-        if let Some(igpu) = &mut self.igpu {
-            igpu.record_times(wanted);
+        let recording = self.igpu.as_mut().map(|igpu| igpu.record_times(wanted));
+        if let Some(Err(failure)) = recording {
+            self.put_aside(failure);
         }
+    }
+
+    /// Where the GPU has the experts, in words; none where there is no GPU.
+    pub fn expert_memory(&self) -> Option<String> {
+        self.igpu.as_ref().map(|igpu| igpu.expert_memory().to_string())
+    }
+
+    /// What the GPU's cache of experts has done so far; none where there is no such cache.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn expert_cache(&self) -> Result<Option<CacheStatistics>> {
+        let cache = self.igpu.as_ref().and_then(|igpu| igpu.expert_memory().cache());
+        Ok(cache.map(ExpertCache::statistics).transpose()?)
     }
 
     /// Why the GPU does not compute an operation with a cache of that type, whatever the plan says; `None` where it does,

@@ -6,8 +6,8 @@ use tandem_memory::KvCache;
 
 use super::activations::{ANGLE, Activation, Activations};
 use super::batch::Batch;
-use super::cpu::CpuInput;
 use super::igpu::Igpu;
+use super::input::ProductInput;
 use super::instruments::Instruments;
 use super::output::RouterTrace;
 use crate::error::Result;
@@ -24,7 +24,7 @@ pub(super) struct Pass<'a> {
     pub(super) activations: &'a mut Activations,
     /// Room for the results of two devices before they are put together.
     pub(super) parts: &'a mut Activation<f32>,
-    pub(super) input: &'a mut CpuInput,
+    pub(super) input: &'a mut ProductInput,
     pub(super) profile: &'a mut Profile,
     /// The caches of the batch's sequences; none where others have them, and nothing is attended to.
     pub(super) caches: Vec<&'a mut KvCache>,
@@ -104,10 +104,15 @@ impl Pass<'_> {
     }
 
     /// How many steps from the first on are the GPU's. What the router decided must be listened to before it is
-    /// overwritten.
+    /// overwritten, and where the GPU has only some of the experts, it must be known before the experts' turn.
     fn run_length(&self, steps: &[Step]) -> usize {
-        let cut =
-            |step: &Step| self.trace.is_some() && step.operation == Operation::ExpertSelection;
+        let has_cache =
+            self.igpu.as_deref().is_some_and(|igpu| igpu.expert_memory().cache().is_some());
+        let cut = |step: &Step| match step.operation {
+            Operation::ExpertSelection => self.trace.is_some(),
+            Operation::ExpertDispatch => has_cache,
+            _ => false,
+        };
         let run = steps.iter().take_while(|step| step.placement == Placement::Igpu).count();
         steps[..run].iter().position(cut).map_or(run, |selection| selection + 1)
     }

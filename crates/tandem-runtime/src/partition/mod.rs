@@ -229,7 +229,7 @@ impl Partition {
             self.pipelining.expert_staging;
         ExpertCacheSettings {
             enabled: self.memory.expert_cache,
-            cache_bytes: Some(self.memory.expert_cache_bytes),
+            cache_bytes: self.memory.expert_cache_bytes,
             memory_limit: self.limits.igpu_memory,
             reserved,
             staging_bytes: self.memory.staging_bytes,

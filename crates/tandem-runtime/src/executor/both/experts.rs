@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use tandem_cpu::ops::{self, Precision, Product};
 
-use super::Both;
 use super::split::Split;
+use super::{Both, all_packed};
 use crate::error::Result;
 use crate::executor::activations::{Activation, Activations};
-use crate::executor::cpu::{Activated, down_precision};
-use crate::executor::igpu::{Expert, cost};
+use crate::executor::cpu::down_precision;
+use crate::executor::igpu::{Expert, Plain, cost};
+use crate::executor::input::Activated;
 use crate::executor::pass::Pass;
 use crate::experts::ExpertUses;
 use crate::plan::{ExpertRange, Step};
@@ -23,9 +24,10 @@ impl Pass<'_> {
         on_igpu: ExpertRange,
     ) -> Result<()> {
         let layer = usize::from(step.layer.unwrap_or_default());
-        let (bytes, arithmetic) = cost(self.model, self.batch, step);
+        let used = self.activations.uses.experts().count();
+        let (bytes, arithmetic) = cost(self.model, self.batch, step, Some(used));
         let uses = &mut self.activations.uses;
-        let part = uses.restrict(on_igpu);
+        let part = uses.of(on_igpu);
         let share = part.len() as f64 / uses.tokens.len().max(1) as f64;
         let given = |whole: usize| (whole as f64 * share) as usize;
         self.profile.given_to_gpu(step.operation, given(bytes), given(arithmetic));
@@ -54,8 +56,6 @@ struct Results<'a> {
     which: Expert,
     /// Rows of the matrix.
     rows: usize,
-    /// Where the GPU writes.
-    room: &'a mut [f32],
     before: &'a mut [f32],
     igpu: &'a mut [f32],
     after: &'a mut [f32],
@@ -79,35 +79,50 @@ impl Both<'_> {
         let selected = if gated { uses.numbers.clone() } else { uses.tokens.to_vec() };
         let experts: Vec<(u16, Range<usize>)> =
             uses.experts().filter(|(expert, _)| !on_igpu.contains(*expert)).collect();
-        let count = selected.len();
-        if self.bring(x)? {
+        let (count, numbers) = (selected.len(), x.len());
+        if self.bring((what, x), numbers, &whole, precision)? {
             uses.upload(self.igpu.gpu())?;
         }
+        let on_gpu: Vec<usize> = uses
+            .experts()
+            .map(|(expert, _)| expert)
+            .filter(|expert| on_igpu.contains(*expert))
+            .map(usize::from)
+            .collect();
         let first_launch = self.igpu.gpu().launches();
-        // The GPU has room of its own for the results of all uses, and writes those of its experts there.
-        let (mut rooms, mut copy) = self.parts.both_sides();
+        let (_, mut copy) = self.parts.both_sides();
         let mut results = products.map(|(which, out)| {
             let rows = out.len() / count;
             let (before, rest) = out.split_at_mut(part.start * rows);
             let (igpu, after) = rest.split_at_mut(part.len() * rows);
-            let room = rooms.split_off_mut(..count * rows).unwrap_or_default();
-            Results { which, rows, room, before, igpu, after }
+            Results { which, rows, before, igpu, after }
         });
-        let (x, input, profile) = (&*x, &mut *self.input, &mut *self.profile);
-        self.igpu.products(model, |scope, mut products| {
-            let lent = x.lend(scope)?;
-            let uses = uses.lend_part(scope)?;
+        let (x, input, profile) = (&*x, &*self.input, &mut *self.profile);
+        let of_part = part.clone();
+        self.igpu.products(model, cpu, input, &on_gpu, |scope, mut products| {
+            let plain = (!all_packed(&whole)).then(|| x.lend(scope)).transpose()?;
+            let lent = Plain { what, numbers, x: plain };
+            let uses = uses.lend(scope)?;
+            let Some(uses) = uses.of_experts(&on_gpu) else {
+                panic!("{} experts are too many to tell apart", uses.n_experts())
+            };
+            let uses = uses.with_results(of_part);
             let copy = copy.as_deref_mut().map(|copy| scope.vec_mut(copy)).transpose()?;
-            let (mut at, mut rest) = (0, Vec::with_capacity(N));
-            for Results { which, rows, room, before, after, .. } in &mut results {
-                let len = room.len();
-                let out = Split::lend(&mut **room, at, copy.as_ref(), scope)?;
-                products.experts((layer, *which), &uses, (what, &lent), &out)?;
+            let (mut at, mut given, mut rest) = (0, Vec::with_capacity(N), Vec::with_capacity(N));
+            for Results { which, rows, before, igpu, after } in &mut results {
+                let len = igpu.len();
+                if len > 0 {
+                    let out = Split::lend(&mut **igpu, at, copy.as_ref(), scope)?;
+                    given.push((*which, out));
+                }
                 at += len;
                 rest.push((*which, *rows, &mut **before, &mut **after));
             }
+            if !given.is_empty() {
+                products.experts(layer, &given, &uses, &lent)?;
+            }
             scope.submit()?;
-            let input = input.of(cpu, (what, x), &whole, precision);
+            let input = input.on_cpu(x, &whole);
             let mut products = Vec::with_capacity(N * experts.len());
             for (which, rows, mut before, mut after) in rest {
                 for (expert, range) in &experts {
@@ -125,13 +140,11 @@ impl Both<'_> {
         let launches = self.igpu.gpu().launches();
         self.igpu.add_times(self.profile, first_launch, &[(operation, launches)])?;
         let mut at = 0;
-        for Results { rows, room, igpu, .. } in results {
-            let computed = part.start * rows..part.end * rows;
-            match &copy {
-                Some(copy) => self.igpu.gpu().read_at(copy, at + computed.start, igpu)?,
-                None => igpu.copy_from_slice(&room[computed]),
+        for Results { igpu, .. } in results {
+            if let Some(copy) = &copy {
+                self.igpu.gpu().read_at(copy, at, igpu)?;
             }
-            at += room.len();
+            at += igpu.len();
         }
         self.profile.lap(operation);
         Ok(())

@@ -3,8 +3,8 @@
 use tandem_cpu::ops::{self, Precision, Product, Queries, Sequence};
 use tandem_model::catalogue::LayerTensor as L;
 
-use super::Activated;
 use crate::error::Result;
+use crate::executor::input::Activated;
 use crate::executor::pass::Pass;
 use crate::profile::Operation;
 

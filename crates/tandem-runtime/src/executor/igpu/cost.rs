@@ -13,9 +13,15 @@ use crate::plan::Step;
 use crate::profile::{Operation as Op, Profile};
 use tandem_model::TensorId;
 
-/// Bytes of matrices, keys and values that a step reads, and its arithmetic. Of experts as many are read as the tokens
-/// can choose at most: the choice itself may be the GPU's, and with one token it is no less.
-pub(in crate::executor) fn cost(model: &Model, batch: &Batch, step: Step) -> (usize, usize) {
+/// Bytes of weights, keys and values that a step reads, and its arithmetic. Of experts those are read that are `used`; where
+/// that is not known, since the choice itself is the GPU's, as many as the tokens can choose at most: with one token it
+/// is no less.
+pub(in crate::executor) fn cost(
+    model: &Model,
+    batch: &Batch,
+    step: Step,
+    used: Option<usize>,
+) -> (usize, usize) {
     let config = model.config();
     let layer = usize::from(step.layer.unwrap_or_default());
     let tokens = batch.ids.len();
@@ -30,7 +36,7 @@ pub(in crate::executor) fn cost(model: &Model, batch: &Batch, step: Step) -> (us
     let experts = |tensors: &[L]| {
         let ids: Vec<_> = tensors.iter().map(|&tensor| of_layer(layer, tensor)).collect();
         let (bytes, arithmetic) = dense(&ids, 1);
-        (bytes * uses.min(config.n_experts), arithmetic * uses)
+        (bytes * used.unwrap_or(uses.min(config.n_experts)), arithmetic * uses)
     };
     let of_layer = |tensors: &[L]| {
         let ids: Vec<_> = tensors.iter().map(|&tensor| of_layer(layer, tensor)).collect();
@@ -54,9 +60,12 @@ const REAL_WAIT: Duration = Duration::from_micros(30);
 
 impl Igpu {
     /// Keeps times of kernels from now on, or no longer.
-    pub(in crate::executor) fn record_times(&mut self, wanted: bool) {
-        self.gpu.record_times(wanted);
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub(in crate::executor) fn record_times(&mut self, wanted: bool) -> tandem_gpu::Result<()> {
         self.recording = wanted;
+        self.gpu.record_times(wanted)
     }
 
     /// Adds the times of kernels to the profile: of each operation those that were launched up to its mark, counted as

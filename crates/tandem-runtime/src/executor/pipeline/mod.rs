@@ -15,8 +15,8 @@ use tandem_memory::{KvCache, KvType};
 
 use super::activations::{Activation, Activations};
 use super::batch::Batch;
-use super::cpu::CpuInput;
 use super::igpu::Igpu;
+use super::input::ProductInput;
 use super::instruments::Instruments;
 use super::output::RouterTrace;
 use super::pass::Pass;
@@ -30,7 +30,7 @@ use schedule::{Exclusions, Progress, Turn};
 #[derive(Default)]
 pub(super) struct Room {
     pub(super) activations: Activations,
-    pub(super) input: CpuInput,
+    pub(super) input: ProductInput,
 }
 
 /// A micro-batch on its way.

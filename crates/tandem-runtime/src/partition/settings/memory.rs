@@ -18,8 +18,9 @@ pub struct MemorySettings {
     /// Whether a GPU with memory of its own may hold only some of the experts at a time. Where memory is shared, all of
     /// them are where both devices can read them, and this and what follows is without effect.
     pub expert_cache: bool,
-    /// Bytes of such a GPU's memory for experts. Of those that do not fit, the ones used last stay.
-    pub expert_cache_bytes: u64,
+    /// Bytes of such a GPU's memory for experts; none: as many as there is room for. Of those that do not fit, the ones used
+    /// last stay.
+    pub expert_cache_bytes: Option<u64>,
 }
 
 /// Kinds of unified shared memory.
@@ -39,7 +40,7 @@ impl Default for MemorySettings {
             usm_mode: UsmMode::Host,
             staging_bytes: 512 * MEGABYTE,
             expert_cache: true,
-            expert_cache_bytes: 1024 * MEGABYTE,
+            expert_cache_bytes: None,
         }
     }
 }
@@ -78,6 +79,6 @@ pub(in crate::partition) fn read(section: &Section<'_>) -> Result<MemorySettings
         usm_mode: section.one_of("usm_mode", &modes)?.unwrap_or(usual.usm_mode),
         staging_bytes: size(section, "staging_buffer_size_mb")?.unwrap_or(usual.staging_bytes),
         expert_cache: cache.flag("enabled")?.unwrap_or(usual.expert_cache),
-        expert_cache_bytes: size(&cache, "cache_size_mb")?.unwrap_or(usual.expert_cache_bytes),
+        expert_cache_bytes: size(&cache, "cache_size_mb")?,
     })
 }

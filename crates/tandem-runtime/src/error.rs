@@ -80,6 +80,12 @@ pub enum RuntimeError {
         /// The model's vocabulary.
         vocab_size: usize,
     },
+    /// The answer cannot go on as its constraint wants.
+    #[error("the answer's grammar: {message}")]
+    Constraint {
+        /// What the constraint says.
+        message: String,
+    },
     /// Logits are NaN or infinite.
     #[error(
         "the model's logits are not finite: its numbers have overflown, the weights may be damaged"

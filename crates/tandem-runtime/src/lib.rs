@@ -23,11 +23,11 @@ mod ticker;
 pub use device::Device;
 mod text;
 
-pub use engine::{Engine, EngineLoad, EngineOptions, Event, Handle};
+pub use engine::{Cancel, Engine, EngineLoad, EngineOptions, Event, Handle};
 pub use error::{Result, RuntimeError};
 pub use executor::{DEFAULT_BATCH, Executor, LogitsFor, RouterTrace, Segment, Threads, evaluate};
 pub use model::Model;
 pub use profile::{Cost, Operation, Profile};
-pub use sampling::{Sampler, SamplingParams};
+pub use sampling::{Constraint, Sampler, SamplingParams, TokenLogprobs};
 pub use stop::{Filtered, StopFilter};
 pub use text::{FinishReason, Generated, Request, Session};

@@ -19,7 +19,8 @@ use crate::error::{Result, RuntimeError};
 use crate::executor::{Executor, check_ids};
 use crate::sampling::Sampler;
 use crate::text::{Request, check_prompt};
-pub use handle::{Event, Handle};
+pub use handle::{Cancel, Event, Handle};
+use handle::Job;
 use queue::Queue;
 use rounds::Rounds;
 
@@ -92,13 +93,34 @@ impl Engine {
     /// Where the prompt is empty, too long or not of this vocabulary, a parameter is out of range, as many texts wait
     /// as may, or the engine has stopped.
     pub fn submit(&self, prompt: Vec<u32>, request: Request) -> Result<Handle> {
-        check_prompt(&prompt, self.options.context)?;
-        check_ids(&prompt, self.vocab_size)?;
-        // Only to see whether it can be made.
-        Sampler::new(request.sampling.clone())?;
-        let (handle, job) = handle::channel(prompt, Request { lookup: 0, ..request });
-        self.queue.push(job, self.options.max_waiting)?;
+        let (handle, job) = handle::channel(prompt, request);
+        self.push(job)?;
         Ok(handle)
+    }
+
+    /// As [`Self::submit`], for those who would rather be told than wait: the engine's thread calls `listener` with every
+    /// event, and drops it after the last one. It should return at once.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn submit_to(
+        &self,
+        prompt: Vec<u32>,
+        request: Request,
+        listener: impl FnMut(Event) + Send + 'static,
+    ) -> Result<Cancel> {
+        let (cancel, job) = handle::told(prompt, request, listener);
+        self.push(job)?;
+        Ok(cancel)
+    }
+
+    fn push(&self, job: Job) -> Result<()> {
+        check_prompt(&job.prompt, self.options.context)?;
+        check_ids(&job.prompt, self.vocab_size)?;
+        // Only to see whether it can be made.
+        Sampler::new(job.request.sampling.clone())?;
+        let request = Request { lookup: 0, ..job.request };
+        self.queue.push(Job { request, ..job }, self.options.max_waiting)
     }
 
     /// How busy the engine is.

@@ -95,14 +95,7 @@ mod tests {
     use crate::text::Request;
 
     fn job(number: u32) -> (Handle, Job) {
-        let request = Request {
-            max_tokens: None,
-            sampling: SamplingParams::GREEDY,
-            stop_ids: vec![],
-            stop_strings: vec![],
-            lookup: 0,
-            continues_prompt: false,
-        };
+        let request = Request::new(SamplingParams::GREEDY, vec![]);
         channel(vec![number], request)
     }
 

@@ -22,8 +22,8 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::error::RuntimeError;
 pub use constraint::Constraint;
-pub use logprobs::TokenLogprobs;
 pub(crate) use constraint::allows;
+pub use logprobs::TokenLogprobs;
 pub use params::SamplingParams;
 
 /// Chooses tokens for one text.

@@ -49,11 +49,13 @@ pub(crate) async fn require_host(
     request: Request,
     next: Next,
 ) -> Response {
-    if !app.checks_host || is_local_name(request.headers(), request.uri(), &app.options.allowed_hosts)
+    if !app.checks_host
+        || is_local_name(request.headers(), request.uri(), &app.options.allowed_hosts)
     {
         return next.run(request).await;
     }
-    let message = "this server answers to localhost and addresses only; --allow-host NAME adds a name";
+    let message =
+        "this server answers to localhost and addresses only; --allow-host NAME adds a name";
     ApiError::of_client(StatusCode::MISDIRECTED_REQUEST, message).into_response()
 }
 
@@ -101,11 +103,21 @@ mod tests {
     #[test]
     fn names_that_others_can_have_point_here_are_refused() {
         let allowed = ["tandem.lan".to_owned()];
-        let ok = |host: &str| is_local_name(&headers(header::HOST, host), &Uri::default(), &allowed);
-        for host in ["localhost", "LocalHost:8080", "127.0.0.1:80", "[::1]:8080", "10.0.0.7", "tandem.lan:1"] {
+        let ok =
+            |host: &str| is_local_name(&headers(header::HOST, host), &Uri::default(), &allowed);
+        for host in [
+            "localhost",
+            "LocalHost:8080",
+            "127.0.0.1:80",
+            "[::1]:8080",
+            "10.0.0.7",
+            "tandem.lan:1",
+        ] {
             assert!(ok(host), "{host}");
         }
-        for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.nip.io", ""] {
+        for host in
+            ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.nip.io", ""]
+        {
             assert!(!ok(host), "{host}");
         }
         assert!(is_local_name(&HeaderMap::new(), &Uri::default(), &[]));

@@ -97,8 +97,10 @@ impl Answers {
     }
 
     fn fail(&mut self, outcome: &'static str, error: ApiError) -> News {
-        for text in self.texts.iter_mut().filter(|text| text.ticket.take().is_some()) {
-            text.metrics.end(outcome);
+        for text in &mut self.texts {
+            if text.ticket.take().is_some() {
+                text.metrics.end(outcome);
+            }
         }
         self.open = 0;
         News::Failed(error)

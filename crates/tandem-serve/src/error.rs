@@ -60,8 +60,7 @@ impl ApiError {
 
     /// The key is missing or wrong.
     pub(crate) fn unauthorized(message: &str) -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message)
-            .code("invalid_api_key")
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message).code("invalid_api_key")
     }
 
     /// Too much is asked for at a time.

@@ -63,8 +63,8 @@ pub(crate) const OUTCOMES: [&str; 7] =
 impl Metrics {
     pub(crate) fn new() -> Self {
         let seconds = |limits: &[f64]| Histogram::new(limits.iter().copied());
-        let metrics = Self {
-            registry: Registry::with_prefix("tandem"),
+        let mut metrics = Self {
+            registry: Registry::default(),
             requests: Family::default(),
             texts: Family::default(),
             prompt_tokens: Counter::default(),
@@ -86,11 +86,12 @@ impl Metrics {
         for outcome in OUTCOMES {
             drop(metrics.texts.get_or_create(&Outcome { outcome }));
         }
-        metrics.registered()
+        metrics.registry = metrics.register();
+        metrics
     }
 
-    fn registered(mut self) -> Self {
-        let Self { registry, .. } = &mut self;
+    fn register(&self) -> Registry {
+        let mut registry = Registry::with_prefix("tandem");
         registry.register("requests", "Requests answered", self.requests.clone());
         registry.register("texts", "Texts that ended, by how", self.texts.clone());
         let mut tokens = |name, help, counter: &Counter| {
@@ -113,7 +114,7 @@ impl Metrics {
         let resident = self.resident.clone();
         registry.register_with_unit("resident_memory", "Of the process", Unit::Bytes, resident);
         registry.register_with_unit("uptime", "Of the server", Unit::Seconds, self.uptime.clone());
-        self
+        registry
     }
 
     /// A connection is open until what this returns is dropped.

@@ -42,8 +42,7 @@ pub(crate) async fn telemetry(State(app): State<Shared>) -> Result<Json<Value>, 
 pub(crate) async fn trace(State(app): State<Shared>) -> Result<Response, ApiError> {
     let trace = app.aside(|app| app.backend.trace()).await?.ok_or_else(none)?;
     let name = "attachment; filename=\"tandem-trace.json\"";
-    let headers =
-        [(header::CONTENT_TYPE, "application/json"), (header::CONTENT_DISPOSITION, name)];
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CONTENT_DISPOSITION, name)];
     Ok((headers, trace).into_response())
 }
 

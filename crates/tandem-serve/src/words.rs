@@ -112,8 +112,7 @@ pub(crate) async fn detokenize(
     State(app): State<Shared>,
     JsonBody(request): JsonBody<DetokenizeRequest>,
 ) -> Result<Json<Content>, ApiError> {
-    let special =
-        if request.skip_special == Some(true) { Special::Skip } else { Special::Keep };
+    let special = if request.skip_special == Some(true) { Special::Skip } else { Special::Keep };
     let decode = move |app: &App| app.backend.model().tokenizer.decode(&request.tokens, special);
     let content = app.aside(decode).await?;
     Ok(Json(Content { content }))

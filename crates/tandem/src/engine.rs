@@ -188,6 +188,12 @@ pub(crate) fn session(
     executor: &Executor,
     compute: &ComputeOptions,
 ) -> anyhow::Result<Session> {
+    Session::new(executor, context(checkpoint, compute)?, compute.kv_type.into())
+        .context("cannot hold a context of that length; --ctx takes a shorter one")
+}
+
+/// Tokens that prompt and answer may have together.
+pub(crate) fn context(checkpoint: &Checkpoint, compute: &ComputeOptions) -> anyhow::Result<usize> {
     let made_for = checkpoint.config().context_length;
     let context = compute.ctx.unwrap_or(made_for);
     if context > made_for {
@@ -195,8 +201,7 @@ pub(crate) fn session(
             "--ctx: expected at most {made_for} tokens, which this model was made for, found {context}"
         );
     }
-    Session::new(executor, context, compute.kv_type.into())
-        .context("cannot hold a context of that length; --ctx takes a shorter one")
+    Ok(context)
 }
 
 /// The path of a model: as it is where something is there, else from the hub.

@@ -45,8 +45,7 @@ fn draws_follow_the_softmax() {
 #[test]
 fn top_k_top_p_and_min_p_cut_the_tail() {
     let logits = [3.0, 2.0, 1.0, 0.0]; // probabilities 0.644 0.237 0.087 0.032
-    let possible =
-        |p: SamplingParams| draw(p, &logits, 5_000).iter().filter(|&&f| f > 0.0).count();
+    let possible = |p: SamplingParams| draw(p, &logits, 5_000).iter().filter(|&&f| f > 0.0).count();
     assert_eq!(possible(params()), 4);
     assert_eq!(possible(SamplingParams { top_k: 2, ..params() }), 2);
     assert_eq!(possible(SamplingParams { top_p: 0.6, ..params() }), 1);

@@ -15,12 +15,12 @@ use crate::app::{App, Shared};
 use crate::error::{ApiError, ErrorBody};
 use crate::memory;
 use crate::telemetry::PERIOD;
-pub use state::{
-    BandwidthState, EngineState, PlanState, PlanStep, Span, TimelineState, TokenState,
-};
 pub(crate) use state::{
     BandwidthFigures, BandwidthSample, DashboardState, ExpertFigures, MemoryFigures, ModelFigures,
     RequestFigures, TokenFigures, TokenSample,
+};
+pub use state::{
+    BandwidthState, EngineState, PlanState, PlanStep, Span, TimelineState, TokenState,
 };
 
 /// The page; it needs nothing from anywhere else.

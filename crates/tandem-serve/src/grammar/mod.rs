@@ -93,7 +93,8 @@ pub(super) fn compact(schema: &Value) -> Value {
         Value::Bool(false) => return Value::Bool(false),
         _ => serde_json::Map::new(),
     };
-    let options = json!({"whitespace_flexible": false, "item_separator": ",", "key_separator": ":"});
+    let options =
+        json!({"whitespace_flexible": false, "item_separator": ",", "key_separator": ":"});
     schema.insert("x-guidance".to_owned(), options);
     Value::Object(schema)
 }

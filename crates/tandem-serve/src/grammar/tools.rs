@@ -29,7 +29,9 @@ impl ToolGrammar<'_> {
             true => format!("start: call {calls}\n"),
             // What does not begin as a call does is text.
             false => {
-                format!("start: call {calls} | text\ntext: TEXT?\nTEXT: /[ \\n]*[^< \\n](.|\\n)*/\n")
+                format!(
+                    "start: call {calls} | text\ntext: TEXT?\nTEXT: /[ \\n]*[^< \\n](.|\\n)*/\n"
+                )
             }
         };
         let names: Vec<String> = (0..self.tools.len()).map(|n| format!("call_{n}")).collect();

@@ -181,9 +181,8 @@ fn prepare(app: &App, request: &CompletionRequest) -> Result<(Texts, Head), ApiE
 
 /// What only this kind of request has.
 fn check_own(request: &CompletionRequest, choices: usize) -> Result<(), ApiError> {
-    let invalid = |param: &str, message: &str| {
-        Err(ApiError::invalid(param, format!("{param}: {message}")))
-    };
+    let invalid =
+        |param: &str, message: &str| Err(ApiError::invalid(param, format!("{param}: {message}")));
     in_range("logprobs", request.logprobs.unwrap_or(0), 0, MAX_TOP_LOGPROBS)?;
     if request.best_of.is_some_and(|best_of| best_of as usize != choices) {
         return invalid("best_of", "expected the same as n");

@@ -14,4 +14,5 @@ pub(crate) mod perplexity;
 pub(crate) mod plan;
 pub(crate) mod quantize;
 pub(crate) mod run;
+pub(crate) mod serve;
 pub(crate) mod tokenize;

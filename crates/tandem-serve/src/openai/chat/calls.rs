@@ -192,7 +192,8 @@ mod tests {
             "<tool_call>{{\"name\":\"f\",\"arguments\":{arguments}}}</tool_call>\n\
              <tool_call>{{\"name\":\"g\",\"arguments\":{{}}}}</tool_call>"
         );
-        let expected = vec![("f".to_owned(), arguments.to_owned()), ("g".to_owned(), "{}".to_owned())];
+        let expected =
+            vec![("f".to_owned(), arguments.to_owned()), ("g".to_owned(), "{}".to_owned())];
         for size in 1..answer.len() {
             let pieces = answer.as_bytes().chunks(size);
             let pieces = pieces.map(|piece| String::from_utf8(piece.to_vec()).unwrap());

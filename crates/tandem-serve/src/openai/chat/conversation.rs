@@ -51,7 +51,8 @@ impl<'a> Conversation<'a> {
 
     /// Turns that any template knows: what is said about tools becomes text.
     fn turns(&self) -> Vec<chat::Message> {
-        let mut turns: Vec<chat::Message> = self.messages.iter().map(|m| m.turn().plain()).collect();
+        let mut turns: Vec<chat::Message> =
+            self.messages.iter().map(|m| m.turn().plain()).collect();
         if !self.tools.is_empty() {
             let about = self.about_tools();
             match turns.first_mut().filter(|turn| turn.role == "system") {

@@ -23,8 +23,8 @@ pub(crate) use conversation::Conversation;
 pub(crate) use request::{ChatRequest, Message};
 pub(crate) use tools::ChatTool;
 
-pub(crate) use response::{ChatCompletion, FINGERPRINT};
 use response::Head;
+pub(crate) use response::{ChatCompletion, FINGERPRINT};
 pub(crate) use stream::ChatChunk;
 use stream::ChatChunks;
 

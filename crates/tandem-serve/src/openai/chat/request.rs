@@ -94,7 +94,10 @@ pub(crate) enum Role {
 
 /// What is said: a string, or parts of it.
 #[derive(Clone, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected a string or a list of parts with type \"text\" or \"refusal\"")]
+#[serde(
+    untagged,
+    expecting = "expected a string or a list of parts with type \"text\" or \"refusal\""
+)]
 pub(crate) enum Content {
     /// A string.
     Text(String),
@@ -217,8 +220,7 @@ impl ChatRequest {
             None => tools::constraint(app, tools, choice, self.parallel_tool_calls)?,
         };
         if constraint.is_some() && !app.backend.constrains() {
-            let message =
-                "response_format, tools: the engine behind this server cannot hold answers to a grammar";
+            let message = "response_format, tools: the engine behind this server cannot hold answers to a grammar";
             return Err(ApiError::invalid("response_format", message));
         }
         Ok(constraint)

@@ -132,7 +132,9 @@ impl ChatChunks {
         if self.head.logprobs {
             if chunks.is_empty() {
                 // The tokens have completed no text yet.
-                chunks.push(self.one(number, Delta { content: Some(String::new()), ..Delta::default() }));
+                chunks.push(
+                    self.one(number, Delta { content: Some(String::new()), ..Delta::default() }),
+                );
             }
             let tokenizer = &self.app.backend.model().tokenizer;
             let first = chunks.first_mut().and_then(|chunk| chunk.choices.first_mut());
@@ -148,11 +150,8 @@ impl Chunks for ChatChunks {
     type Chunk = ChatChunk;
 
     fn begin(&mut self) -> Vec<ChatChunk> {
-        let role = || Delta {
-            role: Some("assistant"),
-            content: Some(String::new()),
-            ..Delta::default()
-        };
+        let role =
+            || Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
         (0..self.head.choices).map(|index| self.one(index, role())).collect()
     }
 

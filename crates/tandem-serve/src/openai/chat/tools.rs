@@ -19,7 +19,8 @@ const MAX_TOOLS: usize = 128;
 pub(crate) struct ChatTool {
     /// `function`
     #[serde(rename = "type")]
-    pub(crate) kind: ToolKind,
+    #[expect(dead_code, reason = "there is but one")]
+    kind: ToolKind,
     /// The function.
     pub(crate) function: Function,
 }
@@ -126,7 +127,10 @@ pub(super) fn constraint(
 
 fn check_tools(tools: &[ChatTool]) -> Result<(), ApiError> {
     if tools.len() > MAX_TOOLS {
-        return Err(invalid("tools", &format!("expected at most {MAX_TOOLS}, found {}", tools.len())));
+        return Err(invalid(
+            "tools",
+            &format!("expected at most {MAX_TOOLS}, found {}", tools.len()),
+        ));
     }
     for (n, ChatTool { function, .. }) in tools.iter().enumerate() {
         // OpenAI's rule.

@@ -1,4 +1,4 @@
-//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `peers`, `device-bundle`.
+//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `load`, `peers`, `device-bundle`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for developers at a terminal
 
@@ -6,6 +6,7 @@ mod bundle;
 mod demo;
 mod fullsize;
 mod kernels;
+mod load;
 mod peers;
 mod record;
 mod shell;
@@ -32,6 +33,8 @@ enum Command {
     Kernels(kernels::KernelsArgs),
     /// Pack what measures Tandem on a machine with a GPU that has nothing of it (bench/gpu/run.sh)
     DeviceBundle(bundle::BundleArgs),
+    /// Load the HTTP server, and llama-cpp-python's in the same way
+    Load(load::LoadArgs),
     /// Measure Tandem and other programs in turns, at full size, with models of equal cost per token
     Peers(peers::PeersArgs),
 }
@@ -43,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         Command::Fullsize(args) => fullsize::fullsize(&args),
         Command::Kernels(args) => kernels::kernels(&args),
         Command::DeviceBundle(args) => bundle::bundle(&args),
+        Command::Load(args) => load::load(&args),
         Command::Peers(args) => peers::peers(&args),
     }
 }

@@ -73,6 +73,9 @@ pub enum RuntimeError {
         /// Texts that are read or written.
         running: usize,
     },
+    /// Another process that computes says so.
+    #[error("{0}")]
+    Elsewhere(String),
     /// The engine takes no more texts.
     #[error("the engine has stopped")]
     EngineStopped,

@@ -69,10 +69,10 @@ pub trait Backend: Send + Sync + 'static {
     /// Texts that may be read or written at a time, and that may wait.
     fn capacity(&self) -> EngineLoad;
 
-    /// Whether it keeps to a [`tandem_runtime::Constraint`].
-    fn constrains(&self) -> bool;
+    /// The field of a client's request that asks for what it cannot do, if there is one.
+    fn lacks(&self, request: &Request) -> Option<&'static str>;
 
-    /// Whether texts can be asked for now.
+    /// Whether texts can be asked for now. May take a while.
     fn is_ready(&self) -> bool;
 
     /// The figures that clients of the scheduler read, as JSON. May take a while.

@@ -28,13 +28,14 @@ pub(crate) async fn health() -> Json<Health> {
 /// Whether the server takes texts: not while it stops.
 #[utoipa::path(get, path = "/ready", tag = "server", security(()), responses(
     (status = 200, description = "It does", body = Health),
+    (status = 500, description = "The server failed", body = ErrorBody),
     (status = 503, description = "It does not, or not any more", body = ErrorBody),
 ))]
 pub(crate) async fn ready(State(app): State<Shared>) -> Result<Json<Health>, ApiError> {
     if *app.stopping.borrow() {
         return Err(ApiError::overloaded("the server is stopping").code("stopping"));
     }
-    if !app.backend.is_ready() {
+    if !app.aside(|app| app.backend.is_ready()).await? {
         return Err(ApiError::overloaded("the engine does not answer").code("not_ready"));
     }
     Ok(Json(Health { status: "ok" }))
@@ -53,8 +54,6 @@ pub(crate) struct Props {
     vocab_size: usize,
     /// Whether the model has a chat template.
     has_chat_template: bool,
-    /// Whether answers can be held to a JSON schema or to tools.
-    constrains: bool,
     /// Texts that are read or written at a time.
     total_slots: usize,
     /// Texts that may wait.
@@ -79,7 +78,6 @@ pub(crate) async fn props(State(app): State<Shared>) -> (StatusCode, Json<Props>
         context: model.context,
         vocab_size: model.vocab_size,
         has_chat_template: model.template.is_some(),
-        constrains: app.backend.constrains(),
         total_slots: capacity.running,
         max_waiting: capacity.waiting,
         max_choices: MAX_CHOICES,

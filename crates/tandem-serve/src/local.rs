@@ -124,8 +124,8 @@ impl Backend for Local {
         EngineLoad { running: options.max_sequences, waiting: options.max_waiting }
     }
 
-    fn constrains(&self) -> bool {
-        true
+    fn lacks(&self, _: &Request) -> Option<&'static str> {
+        None
     }
 
     fn is_ready(&self) -> bool {

@@ -255,6 +255,7 @@ fn note(route: &Route, time: Duration) {
     (status = 401, description = "No key, or a wrong one", body = ErrorBody),
 ))]
 pub(crate) async fn metrics(State(app): State<Shared>) -> Result<Response, ApiError> {
-    let text = app.metrics.encode(&app).map_err(|e| ApiError::server(e.to_string()))?;
+    let text = app.aside(|app| app.metrics.encode(app)).await?;
+    let text = text.map_err(|e| ApiError::server(e.to_string()))?;
     Ok(([(header::CONTENT_TYPE, FORMAT)], text).into_response())
 }

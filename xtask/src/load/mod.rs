@@ -35,7 +35,13 @@ pub(crate) struct LoadArgs {
     tokens: usize,
 
     /// Servers to load
-    #[arg(long, value_enum, value_name = "SERVER", value_delimiter = ',', default_value = "tandem,llama")]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "SERVER",
+        value_delimiter = ',',
+        default_value = "tandem,llama"
+    )]
     servers: Vec<Kind>,
 
     /// Encoding of both models' weights: q4_0 or q8_0
@@ -186,7 +192,15 @@ fn drive(
     let watch = server.watch_memory();
     // The last answers may come to their end: nothing is cut off.
     let arguments = [
-        "-m", "locust", "--headless", "--only-summary", "--loglevel", "WARNING", "--stop-timeout", "3600", "--users",
+        "-m",
+        "locust",
+        "--headless",
+        "--only-summary",
+        "--loglevel",
+        "WARNING",
+        "--stop-timeout",
+        "3600",
+        "--users",
     ];
     run(Command::new(locust)
         .args(arguments)

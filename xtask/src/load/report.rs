@@ -49,7 +49,10 @@ impl Report {
         json.insert("servers".to_owned(), Value::Object(self.servers.clone()));
         json.insert("outcomes".to_owned(), serde_json::to_value(&self.outcomes)?);
         let name = format!("load-{}", self.date);
-        std::fs::write(folder.join(format!("{name}.json")), serde_json::to_string_pretty(&json)? + "\n")?;
+        std::fs::write(
+            folder.join(format!("{name}.json")),
+            serde_json::to_string_pretty(&json)? + "\n",
+        )?;
         Ok(std::fs::write(folder.join(format!("{name}.md")), self.page())?)
     }
 

@@ -211,19 +211,14 @@ impl ChatRequest {
             Some(format) => Some(format),
         };
         let (tools, choice) = (self.tools(), self.tool_choice.as_ref());
-        let constraint = match format {
+        match format {
             Some(_) if !tools.is_empty() => {
                 let message = "response_format: not together with tools that may be called";
-                return Err(ApiError::invalid("response_format", message));
+                Err(ApiError::invalid("response_format", message))
             }
-            Some(format) => Some(format.constraint(app)?),
-            None => tools::constraint(app, tools, choice, self.parallel_tool_calls)?,
-        };
-        if constraint.is_some() && !app.backend.constrains() {
-            let message = "response_format, tools: the engine behind this server cannot hold answers to a grammar";
-            return Err(ApiError::invalid("response_format", message));
+            Some(format) => format.constraint(app).map(Some),
+            None => tools::constraint(app, tools, choice, self.parallel_tool_calls),
         }
-        Ok(constraint)
     }
 }
 

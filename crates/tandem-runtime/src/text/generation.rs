@@ -224,7 +224,8 @@ impl<'a> Generation<'a> {
                 let failed = |message| RuntimeError::Constraint { message };
                 let mask = constraint.mask().map_err(failed)?;
                 let allowed = |id| allows(mask, id) && has_token(id);
-                let id = self.sampler.sample(row.logits, before, allowed)?;
+                let none = || RuntimeError::Constraint { message: "no token may come next".into() };
+                let id = self.sampler.sample(row.logits, before, allowed).map_err(|_| none())?;
                 constraint.accept(id).map_err(failed)?;
                 id
             }

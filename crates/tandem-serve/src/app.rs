@@ -97,7 +97,7 @@ pub(crate) fn router(app: Shared) -> Router {
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .route("/openapi.json", get(openapi::document));
-    guarded
+    let router = guarded
         .merge(open)
         .fallback(async || {
             ApiError::of_client(StatusCode::NOT_FOUND, "there is nothing at this path")
@@ -109,17 +109,15 @@ pub(crate) fn router(app: Shared) -> Router {
         // Bodies are limited where they are read, with a time limit besides.
         .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(Arc::clone(&app), access::require_host))
-        .layer(cors(&app.options.cors_origins))
-        .layer(from_fn(safe_headers))
-        .layer(from_fn_with_state(Arc::clone(&app), metrics::count_request))
-        .with_state(app)
+        .layer(from_fn(safe_headers));
+    // Who wants no page of another origin does not even answer its questions.
+    let origins = &app.options.cors_origins;
+    let router = if origins.is_empty() { router } else { router.layer(cors(origins)) };
+    router.layer(from_fn_with_state(Arc::clone(&app), metrics::count_request)).with_state(app)
 }
 
-/// Without origins no page of another one can read an answer.
+/// Whose pages can read answers.
 fn cors(origins: &[String]) -> CorsLayer {
-    if origins.is_empty() {
-        return CorsLayer::new();
-    }
     let allowed = match origins.iter().any(|origin| origin == "*") {
         true => AllowOrigin::any(),
         false => AllowOrigin::list(origins.iter().filter_map(|o| HeaderValue::from_str(o).ok())),

@@ -126,7 +126,8 @@ impl TestServer {
     /// Sends text as it is and reads to the end.
     pub(crate) fn raw(&self, request: &str) -> Reply {
         let mut stream = self.connect();
-        stream.write_all(request.as_bytes()).unwrap();
+        // A server that has heard enough may close before it was sent all.
+        let _ = stream.write_all(request.as_bytes());
         read_reply(&mut stream)
     }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tandem_memory::KvType;
 use tandem_model::{Checkpoint, Text};
+use tandem_runtime::telemetry::TelemetryParams;
 use tandem_runtime::{
     Engine, EngineOptions, EngineSetup, Executor, Instrumentation, InstrumentationParams, Model,
 };
@@ -59,10 +60,9 @@ impl TestServer {
         let tokenizer = Arc::new(tokenizer);
         let weights = Arc::new(Model::load(&checkpoint, 2, &|_| {}).unwrap());
         let executor = Executor::new(weights, 2, 256).unwrap();
-        let telemetry = Some(tandem_runtime::telemetry::TelemetryParams {
-            recent: 1 << 12,
-            ..tandem_runtime::telemetry::TelemetryParams::default()
-        });
+        let config = checkpoint.config();
+        let telemetry = TelemetryParams::new(config.n_layers, config.n_experts);
+        let telemetry = Some(TelemetryParams { recent: 1 << 12, ..telemetry });
         let params = InstrumentationParams { telemetry, ..InstrumentationParams::default() };
         let instrumentation = Some(Instrumentation::start(params).unwrap());
         let setup = EngineSetup { instrumentation, ..EngineSetup::default() };

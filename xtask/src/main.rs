@@ -1,4 +1,5 @@
-//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `load`, `peers`, `device-bundle`.
+//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `load`, `peers`, `device-bundle`,
+//! `soak`, `service-cost`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for developers at a terminal
 
@@ -9,6 +10,7 @@ mod kernels;
 mod load;
 mod peers;
 mod record;
+mod service;
 mod shell;
 mod test;
 
@@ -35,6 +37,10 @@ enum Command {
     DeviceBundle(bundle::BundleArgs),
     /// Load the HTTP server, and llama-cpp-python's in the same way
     Load(load::LoadArgs),
+    /// Have many clients use the scheduler service for minutes, and look for lost answers and growing memory
+    Soak(service::SoakArgs),
+    /// Measure what the scheduler service costs, in turns with `tandem bench`
+    ServiceCost(service::CostArgs),
     /// Measure Tandem and other programs in turns, at full size, with models of equal cost per token
     Peers(peers::PeersArgs),
 }
@@ -47,6 +53,8 @@ fn main() -> anyhow::Result<()> {
         Command::Kernels(args) => kernels::kernels(&args),
         Command::DeviceBundle(args) => bundle::bundle(&args),
         Command::Load(args) => load::load(&args),
+        Command::Soak(args) => service::soak(&args),
+        Command::ServiceCost(args) => service::cost(&args),
         Command::Peers(args) => peers::peers(&args),
     }
 }

@@ -105,6 +105,16 @@ pub enum RuntimeError {
         /// What the constraint says.
         message: String,
     },
+    /// An operation cannot be run by itself as it was asked for.
+    #[error("{field}: expected {expected}, found {found}")]
+    Operation {
+        /// What is not as it must be.
+        field: &'static str,
+        /// What it must be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
     /// Logits are NaN or infinite.
     #[error(
         "the model's logits are not finite: its numbers have overflown, the weights may be damaged"

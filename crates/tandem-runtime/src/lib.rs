@@ -21,6 +21,7 @@ mod sampling;
 mod stop;
 pub mod telemetry;
 mod ticker;
+mod usual;
 
 pub use device::Device;
 mod text;
@@ -31,11 +32,13 @@ pub use engine::{
 };
 pub use error::{Result, RuntimeError};
 pub use executor::{
-    DEFAULT_BATCH, Executor, Instruments, LogitsFor, RouterTrace, Segment, Threads, evaluate,
+    DEFAULT_BATCH, Executor, Instruments, LogitsFor, OperationInput, OperationRequest,
+    OperationResult, OperationShape, RouterTrace, Segment, Threads, evaluate,
 };
 pub use instrumentation::{Instrumentation, InstrumentationParams};
 pub use model::Model;
 pub use profile::{Cost, Operation, Profile};
 pub use sampling::{Constraint, Sampler, SamplingParams, TokenLogprobs};
 pub use stop::{Filtered, StopFilter};
-pub use text::{FinishReason, Generated, Request, Session};
+pub use text::{FinishReason, Generated, Listener, Output, Request, Session};
+pub use usual::fresh_seed;

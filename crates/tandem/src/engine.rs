@@ -12,8 +12,11 @@ use tandem_model::chat::{ChatTemplate, Message};
 use tandem_model::{Checkpoint, Text};
 use tandem_runtime::{Executor, Model, Operation, Request, Session};
 
-use crate::options::{ComputeOptions, GenerateOptions, ModelOption, PlacementOptions};
+use crate::options::{
+    ComputeOptions, GenerateOptions, ModelOption, PlacementOptions, TelemetryOptions,
+};
 use crate::placement::{self, Placing};
+use crate::watch::Watch;
 use crate::{demo, progress, threads};
 
 /// A loaded model with one text in progress.
@@ -23,6 +26,7 @@ pub(crate) struct Engine {
     pub(crate) executor: Executor,
     pub(crate) session: Session,
     placing: Placing,
+    watch: Watch,
     failure_noted: bool,
     pub(crate) load_time: Duration,
 }
@@ -33,12 +37,13 @@ impl Engine {
         model: &ModelOption,
         compute: &ComputeOptions,
         place: &PlacementOptions,
+        telemetry: &TelemetryOptions,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
         let checkpoint = open(model.model.as_deref(), compute)?;
         let text = checkpoint.text()?;
         let mut placing = Placing::new(&checkpoint, compute, place)?;
-        let executor = executor(&checkpoint, compute, &mut placing)?;
+        let mut executor = executor(&checkpoint, compute, &mut placing)?;
         let session = session(&checkpoint, &executor, compute)?;
         if place.explain {
             note!("{}", placement::explain(&placing));
@@ -47,7 +52,17 @@ impl Engine {
             }
         }
         let load_time = started.elapsed();
-        Ok(Self { checkpoint, text, executor, session, placing, failure_noted: false, load_time })
+        let watch = Watch::start(telemetry, &mut executor, &placing)?;
+        Ok(Self {
+            checkpoint,
+            text,
+            executor,
+            session,
+            placing,
+            watch,
+            failure_noted: false,
+            load_time,
+        })
     }
 
     /// What to generate, with the model's own stop ids.
@@ -78,6 +93,11 @@ impl Engine {
     /// One line for the user: what runs where, and why.
     pub(crate) fn describe(&self) -> String {
         describe(&self.checkpoint, &self.executor, &self.placing)
+    }
+
+    /// Completes the files of telemetry, where any were asked for.
+    pub(crate) fn finish_telemetry(&self) -> anyhow::Result<()> {
+        self.watch.finish().map(drop)
     }
 
     /// Tells the user once where the GPU has failed.

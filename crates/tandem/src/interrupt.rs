@@ -11,10 +11,16 @@ static REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Catches Ctrl-C from now on.
 pub(crate) fn install() -> anyhow::Result<()> {
-    ctrlc::set_handler(|| {
+    install_with(|| {})
+}
+
+/// As [`install`], and calls `stop` the first time.
+pub(crate) fn install_with(mut stop: impl FnMut() + Send + 'static) -> anyhow::Result<()> {
+    ctrlc::set_handler(move || {
         if REQUESTED.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(EXIT_CODE));
         }
+        stop();
     })
     .context("cannot catch Ctrl-C")
 }

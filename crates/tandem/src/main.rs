@@ -21,6 +21,7 @@ mod report;
 #[expect(dead_code, reason = "the commands that serve are built on it")]
 mod service;
 mod threads;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,8 @@ enum Command {
     Run(commands::run::RunArgs),
     Chat(commands::chat::ChatArgs),
     Serve(commands::serve::ServeArgs),
+    Scheduler(commands::scheduler::SchedulerArgs),
+    Generate(commands::generate::GenerateArgs),
     Inspect(commands::inspect::InspectArgs),
     Analyze(commands::analyze::AnalyzeArgs),
     Quantize(commands::quantize::QuantizeArgs),
@@ -61,6 +64,8 @@ fn main() -> ExitCode {
         Command::Run(args) => commands::run::run(&args),
         Command::Chat(args) => commands::chat::chat(&args),
         Command::Serve(args) => commands::serve::serve(&args),
+        Command::Scheduler(args) => commands::scheduler::scheduler(&args),
+        Command::Generate(args) => commands::generate::generate(&args),
         Command::Inspect(args) => commands::inspect::inspect(&args),
         Command::Analyze(args) => commands::analyze::analyze(&args),
         Command::Quantize(args) => commands::quantize::quantize(&args),

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
@@ -13,7 +12,7 @@ use tandem_memory::KvType;
 use tandem_model::PhimoeConfig;
 use tandem_runtime::partition::Wanted;
 use tandem_runtime::telemetry::TelemetryParams;
-use tandem_runtime::{DEFAULT_BATCH, SamplingParams};
+use tandem_runtime::{DEFAULT_BATCH, SamplingParams, fresh_seed};
 
 /// Which model, and where it comes from.
 #[derive(Args, Clone)]
@@ -147,6 +146,11 @@ pub(crate) struct TelemetryOptions {
 }
 
 impl TelemetryOptions {
+    /// Whether any file is asked for.
+    pub(crate) fn writes_files(&self) -> bool {
+        [&self.json, &self.csv, &self.trace].into_iter().any(Option::is_some)
+    }
+
     /// What is recorded, for a model of that config.
     pub(crate) fn params(&self, config: &PhimoeConfig) -> TelemetryParams {
         let Self { json, csv, trace, .. } = self.clone();
@@ -205,12 +209,12 @@ pub(crate) struct GenerateOptions {
         value_name = "T",
         env = "TANDEM_TEMP",
         allow_negative_numbers = true,
-        default_value_t = 0.4
+        default_value_t = SamplingParams::usual().temperature
     )]
     pub(crate) temperature: f32,
 
     /// Choose among the K most likely tokens only; 0 is all
-    #[arg(long, value_name = "K", env = "TANDEM_TOP_K", default_value_t = 40)]
+    #[arg(long, value_name = "K", env = "TANDEM_TOP_K", default_value_t = SamplingParams::usual().top_k)]
     pub(crate) top_k: usize,
 
     /// Choose among the most likely tokens that together have probability P; 1 is all
@@ -219,7 +223,7 @@ pub(crate) struct GenerateOptions {
         value_name = "P",
         env = "TANDEM_TOP_P",
         allow_negative_numbers = true,
-        default_value_t = 0.95
+        default_value_t = SamplingParams::usual().top_p
     )]
     pub(crate) top_p: f32,
 
@@ -229,7 +233,7 @@ pub(crate) struct GenerateOptions {
         value_name = "P",
         env = "TANDEM_MIN_P",
         allow_negative_numbers = true,
-        default_value_t = 0.05
+        default_value_t = SamplingParams::usual().min_p
     )]
     pub(crate) min_p: f32,
 
@@ -239,12 +243,12 @@ pub(crate) struct GenerateOptions {
         value_name = "R",
         env = "TANDEM_REPEAT_PENALTY",
         allow_negative_numbers = true,
-        default_value_t = 1.0
+        default_value_t = SamplingParams::usual().repetition_penalty
     )]
     pub(crate) repeat_penalty: f32,
 
     /// Tokens back that --repeat-penalty looks at; 0 is all
-    #[arg(long, value_name = "N", env = "TANDEM_REPEAT_LAST_N", default_value_t = 64)]
+    #[arg(long, value_name = "N", env = "TANDEM_REPEAT_LAST_N", default_value_t = SamplingParams::usual().repetition_window)]
     pub(crate) repeat_last_n: usize,
 
     /// Start of the random numbers: the same seed gives the same text [default: a new one each time]
@@ -273,15 +277,9 @@ impl GenerateOptions {
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
             logit_bias: Vec::new(),
-            seed: self.seed.unwrap_or_else(clock_seed),
+            seed: self.seed.unwrap_or_else(fresh_seed),
         }
     }
-}
-
-/// A seed that differs from run to run; short, so that it can be typed again.
-fn clock_seed() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::from(now.subsec_nanos()) ^ (now.as_secs() & 0xffff_ffff)
 }
 
 /// More threads than any machine has cores would only take turns.

@@ -9,24 +9,15 @@ use anyhow::Context;
 use clap::Args;
 use tandem_model::chat::{ChatTemplate, Message};
 use tandem_model::tokenizer::Tokenizer;
-use tandem_model::{Checkpoint, PhimoeConfig, Text};
-use tandem_runtime::bandwidth::{Capacity, HeavyOperations, MonitorParams};
+use tandem_model::{PhimoeConfig, Text};
 use tandem_runtime::policy::PolicyKind;
-use tandem_runtime::telemetry::TelemetryParams;
-use tandem_runtime::{
-    Engine, EngineOptions, EngineSetup, Executor, Instrumentation, InstrumentationParams, Request,
-};
+use tandem_runtime::{Engine, EngineOptions, EngineSetup, Request};
 
-use crate::engine;
 use crate::options::{
     ComputeOptions, ModelOption, PlacementOptions, TelemetryOptions, at_least_one,
 };
 use crate::placement::Placing;
-use crate::threads;
-
-/// Newest records kept in memory, for the trace and the newest token's timeline: some 150 tokens of a model of 32 layers,
-/// 5 MB.
-const RECENT: usize = 1 << 16;
+use crate::{engine, threads, watch};
 
 /// What a service is started with.
 #[derive(Args, Clone)]
@@ -108,7 +99,7 @@ impl Service {
         let executor = engine::executor(&checkpoint, compute, &mut placing)?;
         let context = engine::context(&checkpoint, compute)?;
         let description = engine::describe(&checkpoint, &executor, &placing);
-        let instrumentation = instrumentation(options, &checkpoint, &executor, &placing)?;
+        let instrumentation = watch::service(&options.telemetry, &executor, &placing)?;
         let setup = EngineSetup {
             instrumentation: Some(instrumentation),
             partition: Some(placing.partition().clone()),
@@ -149,33 +140,4 @@ impl Service {
         request.stop_ids.extend(&self.model.stop_ids);
         request
     }
-}
-
-fn instrumentation(
-    options: &ServiceOptions,
-    checkpoint: &Checkpoint,
-    executor: &Executor,
-    placing: &Placing,
-) -> anyhow::Result<Arc<Instrumentation>> {
-    let config = checkpoint.config();
-    let telemetry = options.telemetry.params(config);
-    let capacity = match placing.capacity() {
-        Some(capacity) => capacity,
-        None => measured_capacity(executor)?,
-    };
-    let params = InstrumentationParams {
-        telemetry: Some(TelemetryParams { recent: RECENT, ..telemetry }),
-        monitor: MonitorParams { capacity: Some(capacity), ..MonitorParams::default() },
-        heavy: Some(HeavyOperations::default()),
-        background_gbps: options.telemetry.background,
-        ..InstrumentationParams::default()
-    };
-    Ok(Instrumentation::start(params)?)
-}
-
-/// What the CPU's threads read from memory, measured now. Without a calibration there is nothing else to go by for the GPU:
-/// both share one memory.
-pub(crate) fn measured_capacity(executor: &Executor) -> anyhow::Result<Capacity> {
-    let rate = executor.read_bandwidth(executor.threads().decode)?;
-    Ok(Capacity { cpu: rate, igpu: rate, together: rate })
 }

@@ -93,6 +93,8 @@ impl Handle {
 /// The engine's end.
 pub(super) struct Job {
     pub(super) prompt: Vec<u32>,
+    /// How many tokens at the prompt's end are the answer's beginning.
+    pub(super) written: usize,
     pub(super) request: Request,
     pub(super) reply: Reply,
 }
@@ -139,5 +141,5 @@ pub(super) fn told(
 ) -> (Cancel, Job) {
     let cancelled = Arc::new(AtomicBool::new(false));
     let reply = Reply { listener: Box::new(listener), cancelled: Arc::clone(&cancelled) };
-    (Cancel(cancelled), Job { prompt, request, reply })
+    (Cancel(cancelled), Job { prompt, written: 0, request, reply })
 }

@@ -177,6 +177,23 @@ impl Engine {
         Ok(cancel)
     }
 
+    /// As [`Self::submit_to`], for a text that another has begun: so many tokens at the prompt's end are the answer's
+    /// beginning. What the listener hears comes after them.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn resume_to(
+        &self,
+        prompt: Vec<u32>,
+        written: usize,
+        request: Request,
+        listener: impl FnMut(Event) + Send + 'static,
+    ) -> Result<Cancel> {
+        let (cancel, job) = handle::told(prompt, request, listener);
+        self.push(Job { written, ..job })?;
+        Ok(cancel)
+    }
+
     fn push(&self, job: Job) -> Result<()> {
         check_prompt(&job.prompt, self.options.context)?;
         check_ids(&job.prompt, self.config.vocab_size)?;

@@ -64,7 +64,7 @@ impl<'a> Rounds<'a> {
     }
 
     fn begin(&mut self, job: Job) {
-        let Job { prompt, request, mut reply } = job;
+        let Job { prompt, written, request, mut reply } = job;
         if reply.is_cancelled() {
             return reply.send(Event::Finished(Generated::unread(prompt.len())));
         }
@@ -75,7 +75,9 @@ impl<'a> Rounds<'a> {
         };
         let begun = self.context(&prompt).and_then(|mut context| {
             let listener = Box::new(listener);
-            let text = Generation::new(&mut context, self.tokenizer, prompt, &request, listener)?;
+            let tokenizer = self.tokenizer;
+            let text =
+                Generation::resuming(&mut context, tokenizer, prompt, written, &request, listener)?;
             Ok((text, context))
         });
         match begun {

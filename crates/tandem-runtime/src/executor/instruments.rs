@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::igpu::cost;
+use super::igpu::{Igpu, cost};
 use super::pass::Pass;
 use crate::bandwidth::{BandwidthToken, ByteCounters, HeavyOperations, Permit, Priority, Throttle};
 use crate::device::Device;
 use crate::error::Result;
 use crate::plan::{Placement, Step};
+use crate::profile::Operation as Op;
 use crate::telemetry::{Recorder, Task};
 
 /// How long an operation waits for the bandwidth token before it goes on without: the token makes things faster, and
@@ -174,10 +175,22 @@ impl Pass<'_> {
     }
 
     /// The pass is complete.
-    pub(super) fn tell_end(&self) {
+    pub(super) fn tell_end(&mut self) -> Result<()> {
+        let recorder = self.instruments.recorder();
+        if !recorder.is_on() {
+            return Ok(());
+        }
+        if let Some(gpu) = self.igpu.as_deref().and_then(Igpu::own_memory) {
+            self.activations.chosen.download(gpu)?;
+        }
+        for layer in 0..self.model.config().n_layers {
+            let chosen = &self.activations.chosen[self.activations.choices(layer)];
+            recorder.experts(layer, chosen.iter().map(|&expert| expert as usize));
+        }
         if self.batch.parts.iter().all(|part| part.len() == 1) {
             self.instruments.numbers.newest_decode.fetch_max(self.packet, Ordering::Relaxed);
         }
+        Ok(())
     }
 
     fn on_cpu_was(&self, step: Step, start: Instant, bytes: u64) -> u64 {
@@ -203,11 +216,29 @@ impl Pass<'_> {
         for (i, &step) in (0u32..).zip(steps) {
             let evenly = (start + each * i, start + each * (i + 1));
             let (start, end) = times.next().unwrap_or(evenly);
-            let bytes = cost(self.model, self.batch, self.caches[0], step).0 as u64;
+            let bytes = self.bytes_on_igpu(step);
             self.tell(step, Device::Igpu, Stretch { start, end, bytes });
             moved += bytes;
         }
         moved
+    }
+
+    /// Bytes that the GPU has read for a step. Which experts it chose is seen where memory is shared; else they are as many
+    /// as it can have chosen at most.
+    fn bytes_on_igpu(&self, step: Step) -> u64 {
+        let bytes = cost(self.model, self.batch, self.caches[0], step).0;
+        let of_experts = matches!(step.operation, Op::ExpertFfnW1 | Op::ExpertFfnW2);
+        let Some(layer) = step.layer.filter(|_| of_experts) else { return bytes as u64 };
+        if self.igpu.as_deref().and_then(Igpu::own_memory).is_some() {
+            return bytes as u64;
+        }
+        let n_experts = self.model.config().n_experts;
+        let mut chosen = vec![false; n_experts];
+        let choices = self.activations.choices(usize::from(layer));
+        let (most, choices) = (choices.len().min(n_experts), &self.activations.chosen[choices]);
+        choices.iter().for_each(|&expert| chosen[expert as usize] = true);
+        let met = chosen.into_iter().filter(|met| *met).count();
+        (bytes / most.max(1) * met) as u64
     }
 
     /// When each of the newest steps on the GPU began and ended, where that was recorded.

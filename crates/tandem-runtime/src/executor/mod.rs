@@ -15,6 +15,7 @@ mod igpu;
 mod instruments;
 mod measure;
 mod output;
+mod packet;
 mod pass;
 mod threads;
 
@@ -40,6 +41,7 @@ pub use batch::Segment;
 pub(crate) use batch::check_ids;
 pub use instruments::Instruments;
 pub use output::{LogitsFor, RouterTrace, evaluate};
+pub use packet::{OperationInput, OperationRequest, OperationResult, OperationShape};
 pub use threads::Threads;
 
 /// Tokens of a prompt that go through the model together. Each of 16 experts then has 64 of them to use its weights for.
@@ -360,7 +362,6 @@ impl Executor {
         };
         let plan = self.planner.plan(tokens, batch.longest());
         self.cpu.team().in_turn(self.threads.for_tokens(tokens), || pass.run(plan))?;
-        pass.tell_end();
         if let (Some(trace), Some(choices)) = (trace, choices) {
             trace.append(choices);
         }

@@ -40,7 +40,6 @@ pub(super) struct Pass<'a> {
 impl Pass<'_> {
     /// Computes all steps, but for the last ones where no logits are wanted.
     pub(super) fn run(&mut self, plan: &Plan) -> Result<()> {
-        self.profile.begin();
         if plan.uses_igpu() {
             self.prepare_igpu();
         }
@@ -50,7 +49,13 @@ impl Pass<'_> {
             .take_while(|step| wanted || step.operation != Operation::FinalLayernorm)
             .map(|step| Step { placement: self.placement(step), ..step })
             .collect();
-        let mut rest = &steps[..];
+        self.run_steps(&steps)
+    }
+
+    /// Computes some steps, each by what its placement says.
+    pub(super) fn run_steps(&mut self, steps: &[Step]) -> Result<()> {
+        self.profile.begin();
+        let mut rest = steps;
         while let Some(&step) = rest.first() {
             if step.placement != Placement::Igpu
                 && let Some(gpu) = self.igpu.as_deref().and_then(Igpu::own_memory)
@@ -69,11 +74,11 @@ impl Pass<'_> {
                 Placement::Igpu => pass.on_igpu(run),
             })?;
         }
-        Ok(())
+        self.tell_end()
     }
 
     /// Writes down what only the GPU reads.
-    fn prepare_igpu(&mut self) {
+    pub(super) fn prepare_igpu(&mut self) {
         let acts = &mut *self.activations;
         acts.ids.copy_from_slice(&self.batch.ids);
         let width = ANGLE * self.model.config().head_dim / 2;

@@ -18,7 +18,7 @@ pub use decide::{Decision, Reason};
 pub use section::PartitionError;
 use section::{Result, Section};
 use table::Table;
-pub use table::{NoPlace, Source, Wanted};
+pub use table::{NoPlace, Source, Wanted, operations_named};
 
 /// Bytes of a megabyte in the config.
 const MEGABYTE: u64 = 1 << 20;

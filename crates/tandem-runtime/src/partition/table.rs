@@ -199,6 +199,14 @@ impl Table {
     }
 }
 
+/// What a name in the table stands for: one operation or several that follow each other; nothing where it has no such
+/// name.
+pub fn operations_named(name: &str) -> Vec<Operation> {
+    let one = Operation::ALL.into_iter().filter(|operation| operation.name() == name);
+    let groups = GROUPS.into_iter().filter(|(group, _)| *group == name);
+    one.chain(groups.flat_map(|(_, operations)| operations.iter().copied())).collect()
+}
+
 /// Whether a key names an operation that layers do not have.
 pub(super) fn is_outside(key: &str) -> bool {
     Operation::ALL.iter().any(|operation| operation.name() == key && !operation.is_of_layers())

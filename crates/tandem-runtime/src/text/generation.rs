@@ -90,11 +90,30 @@ impl<'a> Generation<'a> {
         request: &Request,
         listener: Listener<'a>,
     ) -> Result<Self> {
+        Self::resuming(context, tokenizer, prompt, 0, request, listener)
+    }
+
+    /// As [`Self::new`], where so many tokens at the prompt's end are the answer's beginning, which another has written.
+    /// Their text was shown: what comes after it is this one's.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(crate) fn resuming(
+        context: &mut Context,
+        tokenizer: &'a Tokenizer,
+        prompt: Vec<u32>,
+        written: usize,
+        request: &Request,
+        listener: Listener<'a>,
+    ) -> Result<Self> {
         let begun = Instant::now();
         let sampler = Sampler::new(request.sampling.clone())?;
         check_prompt(&prompt, context.capacity())?;
         let cached_tokens = context.common(&prompt);
         context.truncate(cached_tokens);
+        let (before, written) = prompt.split_at(prompt.len().saturating_sub(written));
+        let mut output = Output::new(tokenizer, before, request, listener);
+        let ended = output.skip(written);
         Ok(Self {
             tokenizer,
             sampler,
@@ -103,8 +122,8 @@ impl<'a> Generation<'a> {
             lookup: Lookup::new(request.lookup),
             max_tokens: request.max_tokens.unwrap_or(usize::MAX),
             stop_ids: request.stop_ids.clone(),
-            output: Output::new(tokenizer, &prompt, request, listener),
-            ended: false,
+            output,
+            ended,
             begun,
             read: None,
             generated: Generated {
@@ -144,7 +163,7 @@ impl<'a> Generation<'a> {
 
     /// The text so far.
     pub(crate) fn text(&self) -> &str {
-        &self.output.text
+        self.output.text()
     }
 
     /// What comes next, of at most so many tokens; none at the end.
@@ -280,7 +299,7 @@ impl<'a> Generation<'a> {
         let finish =
             if self.output.cancelled { FinishReason::Cancelled } else { self.generated.finish };
         Generated {
-            text: self.output.text,
+            text: self.output.into_text(),
             finish,
             prompt_time: read - self.begun,
             decode_time: read.elapsed(),

@@ -3,6 +3,8 @@
 //!
 //! As for the conformance suite of `tandem-gpu`, `cargo xtask test` installs the devices.
 
+#[path = "../support/operations.rs"]
+mod one_by_one;
 #[path = "../../../tandem-gpu/tests/conformance/runtimes.rs"]
 #[allow(dead_code)] // the names of platforms are for the conformance suite
 mod runtimes;
@@ -11,6 +13,7 @@ mod support;
 
 mod failure;
 mod golden;
+mod operations;
 mod packed;
 mod work;
 

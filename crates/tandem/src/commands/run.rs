@@ -12,7 +12,9 @@ use tandem_runtime::{FinishReason, Request};
 
 use crate::engine::Engine;
 use crate::interrupt;
-use crate::options::{ComputeOptions, GenerateOptions, ModelOption, PlacementOptions};
+use crate::options::{
+    ComputeOptions, GenerateOptions, ModelOption, PlacementOptions, TelemetryOptions,
+};
 use crate::report::Statistics;
 
 /// Answer a prompt: the text goes to stdout as it is written, statistics to stderr
@@ -49,12 +51,15 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     place: PlacementOptions,
+
+    #[command(flatten)]
+    telemetry: TelemetryOptions,
 }
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let prompt = prompt_text(&args.prompt)?;
     args.generate.sampling().validate()?;
-    let mut engine = Engine::load(&args.model, &args.compute, &args.place)?;
+    let mut engine = Engine::load(&args.model, &args.compute, &args.place, &args.telemetry)?;
     // Only now: until the first token, Ctrl-C ends the program as it ends any other.
     interrupt::install()?;
     if !args.quiet {
@@ -72,6 +77,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     )?;
     output.end(&generated.text)?;
     engine.note_failure();
+    engine.finish_telemetry()?;
     let statistics = Statistics::new(engine.load_time, &generated);
     if args.json {
         let object = serde_json::json!({
@@ -97,7 +103,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The prompt from the arguments or from stdin.
-fn prompt_text(words: &[String]) -> anyhow::Result<String> {
+pub(crate) fn prompt_text(words: &[String]) -> anyhow::Result<String> {
     let mut stdin = std::io::stdin();
     let text = match words {
         [] if stdin.is_terminal() => bail!(
@@ -114,7 +120,7 @@ fn prompt_text(words: &[String]) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn read_to_end(input: &mut impl Read) -> anyhow::Result<String> {
+pub(crate) fn read_to_end(input: &mut impl Read) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     input.read_to_end(&mut bytes).context("cannot read the prompt from stdin")?;
     String::from_utf8(bytes).context("the prompt on stdin is not UTF-8 text")

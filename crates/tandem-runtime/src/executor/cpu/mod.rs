@@ -29,7 +29,7 @@ impl Pass<'_> {
             Op::MoeLayernorm => self.moe_layernorm(layer),
             Op::RouterLogits => self.router_logits(layer),
             Op::ExpertSelection => self.expert_selection(layer),
-            Op::ExpertDispatch => self.expert_dispatch(),
+            Op::ExpertDispatch => self.expert_dispatch(layer),
             Op::ExpertFfnW1 => self.expert_ffn_w1(layer),
             Op::ExpertFfnActivation => self.expert_ffn_activation(layer),
             Op::ExpertFfnW2 => self.expert_ffn_w2(layer),

@@ -14,7 +14,7 @@ use crate::plan::Step;
 use crate::profile::{Operation as Op, Profile};
 use tandem_model::TensorId;
 
-/// Bytes of weights, keys and values that a step reads, and its arithmetic. Of experts as many are read as the tokens
+/// Bytes of matrices, keys and values that a step reads, and its arithmetic. Of experts as many are read as the tokens
 /// can choose at most: the choice itself may be the GPU's, and with one token it is no less. `kv` is any of the caches.
 pub(in crate::executor) fn cost(
     model: &Model,
@@ -50,6 +50,7 @@ pub(in crate::executor) fn cost(
         Op::ExpertFfnW1 => experts(&[L::ExpertGate(0), L::ExpertUp(0)]),
         Op::ExpertFfnW2 => experts(&[L::ExpertDown(0)]),
         Op::LmHead => dense(&[TensorId::LmHeadWeight], batch.n_wanted()),
+        Op::Embedding => (tokens * model.matrix(TensorId::TokenEmbedding).row_bytes(), 0),
         _ => (0, 0),
     }
 }

@@ -46,8 +46,8 @@ impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
             Op::AttentionOutputProj => self.attention_output_proj(layer),
             Op::MoeLayernorm => self.norm(layer, L::FfnNormWeight, L::FfnNormBias),
             Op::RouterLogits => self.router_logits(layer),
-            Op::ExpertSelection => self.expert_selection(),
-            Op::ExpertDispatch => self.expert_dispatch(),
+            Op::ExpertSelection => self.expert_selection(layer),
+            Op::ExpertDispatch => self.expert_dispatch(layer),
             Op::ExpertFfnW1 => self.expert_ffn_w1(layer),
             Op::ExpertFfnActivation => self.expert_ffn_activation(),
             Op::ExpertFfnW2 => self.expert_ffn_w2(layer),
@@ -113,16 +113,16 @@ impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
         self.products.dense(weights, normed, Output::Replace, &self.lent.router)
     }
 
-    fn expert_selection(&self) -> Result<()> {
+    fn expert_selection(&self, layer: usize) -> Result<()> {
         let (lent, config) = (&self.lent, self.config);
         let (n_experts, jitter) = (config.n_experts, config.router_jitter);
-        let (chosen, weights) = (&lent.chosen, &lent.chosen_weights);
-        ops::sparsemixer(self.scope, &lent.router, n_experts, jitter, chosen, weights)
+        let (chosen, weights) = (lent.chosen(layer), &lent.chosen_weights);
+        ops::sparsemixer(self.scope, &lent.router, n_experts, jitter, &chosen, weights)
     }
 
-    fn expert_dispatch(&self) -> Result<()> {
+    fn expert_dispatch(&self, layer: usize) -> Result<()> {
         let lent = &self.lent;
-        lent.uses.group(self.scope, &lent.chosen, &lent.chosen_weights)
+        lent.uses.group(self.scope, &lent.chosen(layer), &lent.chosen_weights)
     }
 
     fn expert_ffn_w1(&mut self, layer: usize) -> Result<()> {

@@ -187,7 +187,7 @@ impl Server {
     }
 
     fn receive(&mut self, incoming: Incoming) {
-        let Incoming { client, route, mut frames, too_many, local } = incoming;
+        let Incoming { client, route, mut frames, too_many, local, .. } = incoming;
         if frames.is_empty() || too_many {
             let found = if too_many { "more" } else { "none" };
             let message = format!(

@@ -1,5 +1,7 @@
 //! `tandem serve`: the HTTP server.
 
+mod remote;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,11 +11,16 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use clap::builder::FalseyValueParser;
+use tandem_ipc::Address;
+use tandem_runtime::{Engine, EngineLoad};
 use tandem_serve::{Backend, Limits, Local, Server, ServerOptions};
 
+use crate::commands::scheduler::Scheduler;
+use crate::engine::open;
 use crate::interrupt;
 use crate::options::at_least_one;
 use crate::service::{Service, ServiceOptions};
+use remote::Remote;
 
 /// Threads that handle connections: hardly any work, compared with the model's.
 const WORKERS: usize = 2;
@@ -25,6 +32,15 @@ const ASIDE: usize = 16;
 pub(crate) struct ServeArgs {
     #[command(flatten)]
     service: ServiceOptions,
+
+    /// Answer with a scheduler that runs already (`tandem scheduler`), at tcp://HOST:PORT or ipc://PATH. Of the model only
+    /// the tokenizer and the chat template are read here
+    #[arg(long, value_name = "ADDRESS", env = "TANDEM_CONNECT", conflicts_with = "zmq")]
+    connect: Option<Address>,
+
+    /// Serve the scheduler's clients too, at this address of this machine
+    #[arg(long, value_name = "ADDRESS", env = "TANDEM_ZMQ")]
+    zmq: Option<Address>,
 
     /// Address to listen at; 0.0.0.0 is all of this machine's
     #[arg(long, value_name = "HOST", env = "TANDEM_HOST", default_value = "127.0.0.1")]
@@ -129,10 +145,7 @@ fn seconds(text: &str) -> Result<u64, String> {
 pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let options = options(args)?;
     let stop = interrupt::stop_signal()?;
-    let service = Service::start(&args.service)?;
-    note!("{}", service.description);
-    let engine = Arc::clone(&service.engine);
-    let backend = backend(service, args.model_name.clone());
+    let Doors { backend, engine, scheduler } = Doors::open(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(ASIDE)
@@ -143,7 +156,11 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let served = runtime.block_on(listen(options, backend, stop));
     // What has not come to its end by now never will.
     runtime.shutdown_background();
-    engine.shutdown(false)?;
+    let ended = scheduler.map_or(Ok(()), Scheduler::end);
+    if let Some(engine) = engine {
+        engine.shutdown(false)?;
+    }
+    ended?;
     served.map(|()| ExitCode::SUCCESS)
 }
 
@@ -173,10 +190,38 @@ fn without_key(address: SocketAddr) -> String {
     )
 }
 
-fn backend(service: Service, name: Option<String>) -> Arc<dyn Backend> {
-    let Service { engine, tokenizer, template, model, .. } = service;
-    let id = name.unwrap_or(model.name);
-    Arc::new(Local::new(engine, id, model.stop_ids, tokenizer, template.map(Arc::new)))
+/// What answers, and who else uses it.
+struct Doors {
+    backend: Arc<dyn Backend>,
+    /// None where it is somewhere else.
+    engine: Option<Arc<Engine>>,
+    /// The other door.
+    scheduler: Option<Scheduler>,
+}
+
+impl Doors {
+    fn open(args: &ServeArgs) -> anyhow::Result<Self> {
+        let name = args.model_name.clone();
+        if let Some(address) = &args.connect {
+            let ServiceOptions { model, compute, max_sequences, max_waiting, .. } = &args.service;
+            let checkpoint = open(model.model.as_deref(), compute)?;
+            let most = EngineLoad { running: *max_sequences, waiting: *max_waiting };
+            let remote = Remote::connect(address.clone(), &checkpoint, name, most)?;
+            note!("{} at {address}", checkpoint.name());
+            return Ok(Self { backend: Arc::new(remote), engine: None, scheduler: None });
+        }
+        let service = Service::start(&args.service)?;
+        note!("{}", service.description);
+        let config = args.service.place.config.clone();
+        let scheduler = match &args.zmq {
+            Some(address) => Some(Scheduler::start(address.clone(), &service, config)?),
+            None => None,
+        };
+        let Service { engine, tokenizer, template, model, .. } = service;
+        let (id, stop_ids) = (name.unwrap_or(model.name), model.stop_ids);
+        let local = Local::new(Arc::clone(&engine), id, stop_ids, tokenizer, template);
+        Ok(Self { backend: Arc::new(local), engine: Some(engine), scheduler })
+    }
 }
 
 fn options(args: &ServeArgs) -> anyhow::Result<ServerOptions> {

@@ -9,7 +9,7 @@ import os
 import random
 import time
 
-from locust import FastHttpUser, events, task
+from locust import HttpUser, events, task
 
 TOKENS = int(os.environ["LOAD_TOKENS"])
 STOP_IDS = json.loads(os.environ["LOAD_STOP_IDS"])
@@ -22,10 +22,7 @@ lost = []
 window = {"begin": time.perf_counter(), "end": None}
 
 
-class Reader(FastHttpUser):
-    network_timeout = 3600
-    connection_timeout = 60
-
+class Reader(HttpUser):
     @task
     def answer(self):
         prompt = " ".join(random.choices(WORDS, k=random.randint(16, 48)))
@@ -34,7 +31,8 @@ class Reader(FastHttpUser):
             "logit_bias": {str(id): -100 for id in STOP_IDS},
         }
         begun = time.perf_counter()
-        with self.client.post("/v1/completions", json=body, stream=True, catch_response=True, name="answer") as response:
+        options = {"json": body, "stream": True, "timeout": 3600, "catch_response": True, "name": "answer"}
+        with self.client.post("/v1/completions", **options) as response:
             if response.status_code == 503:
                 counts["refused"] += 1
                 response.success()
@@ -53,8 +51,9 @@ class Reader(FastHttpUser):
     def read(self, response, begun):
         """None, or why the answer is lost."""
         newest, finish, tokens = None, None, 0
-        for line in response.iter_lines():
-            line = line.decode() if isinstance(line, bytes) else line
+        # Each piece as it comes, however short.
+        for line in response.iter_lines(chunk_size=None):
+            line = line.decode()
             if not line.startswith("data: "):
                 continue
             if line == "data: [DONE]":

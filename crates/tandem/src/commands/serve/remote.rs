@@ -205,7 +205,7 @@ fn write(
             }
         })
     });
-    listener(match result {
+    let end = match result {
         Ok(result) => {
             debug_assert_eq!(result.prompt_tokens, prompt_tokens, "the prompt is ids");
             if let Some(rest) = result.text.strip_prefix(&told).filter(|rest| !rest.is_empty()) {
@@ -214,7 +214,8 @@ fn write(
             Event::Finished(generated(result))
         }
         Err(error) => Event::Failed(Arc::new(failed(error))),
-    });
+    };
+    listener(end);
 }
 
 fn generate(prompt: Vec<u32>, request: Request) -> Generate {

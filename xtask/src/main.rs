@@ -1,4 +1,4 @@
-//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `peers`, `device-bundle`, `soak`,
+//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `load`, `peers`, `device-bundle`, `soak`,
 //! `service-cost`, `policies`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for developers at a terminal
@@ -7,6 +7,7 @@ mod bundle;
 mod demo;
 mod fullsize;
 mod kernels;
+mod load;
 mod peers;
 mod policies;
 mod record;
@@ -35,6 +36,8 @@ enum Command {
     Kernels(kernels::KernelsArgs),
     /// Pack what measures Tandem on a machine with a GPU that has nothing of it (bench/gpu/run.sh)
     DeviceBundle(bundle::BundleArgs),
+    /// Load the HTTP server, and llama-cpp-python's in the same way
+    Load(load::LoadArgs),
     /// Have many clients use the scheduler service for minutes, and look for lost answers and growing memory
     Soak(service::SoakArgs),
     /// Measure what the scheduler service costs, in turns with `tandem bench`
@@ -52,6 +55,7 @@ fn main() -> anyhow::Result<()> {
         Command::Fullsize(args) => fullsize::fullsize(&args),
         Command::Kernels(args) => kernels::kernels(&args),
         Command::DeviceBundle(args) => bundle::bundle(&args),
+        Command::Load(args) => load::load(&args),
         Command::Soak(args) => service::soak(&args),
         Command::ServiceCost(args) => service::cost(&args),
         Command::Peers(args) => peers::peers(&args),

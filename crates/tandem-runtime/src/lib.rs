@@ -35,7 +35,7 @@ pub use executor::{DEFAULT_BATCH, Degradation, Executor, Instruments, LogitsFor,
 pub use instrumentation::{Instrumentation, InstrumentationParams};
 pub use model::Model;
 pub use profile::{Cost, Operation, Profile};
-pub use sampling::{Sampler, SamplingParams};
+pub use sampling::{Constraint, Sampler, SamplingParams, TokenLogprobs};
 pub use stop::{Filtered, StopFilter};
 pub use text::{FinishReason, Generated, Listener, Output, Request, Session};
 pub use usual::fresh_seed;

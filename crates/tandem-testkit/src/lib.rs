@@ -19,7 +19,8 @@ pub use artifact::{Scratch, build_once, scratch};
 pub use fuzz::fuzz_inputs;
 pub use opencl::{OPENCL_EXPECTED, OpenClRuntimes};
 pub use python::{
-    client_python, onnx_python, python, python_environment, run_python, run_python_in,
+    client_python, onnx_python, openai_python, python, python_environment, run_python,
+    run_python_in,
 };
 pub use rng::Rng;
 

@@ -30,6 +30,16 @@ pub fn onnx_python() -> PathBuf {
     INTERPRETER.clone()
 }
 
+/// As [`python()`], with the packages of `testdata/openai-requirements.txt`.
+///
+/// # Panics
+/// As [`python()`].
+pub fn openai_python() -> PathBuf {
+    static INTERPRETER: LazyLock<PathBuf> =
+        LazyLock::new(|| prepare("test-openai", "openai-requirements.txt"));
+    INTERPRETER.clone()
+}
+
 /// As [`python()`], with the packages of `testdata/client-requirements.txt`: what the Python client needs.
 ///
 /// # Panics

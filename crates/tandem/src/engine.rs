@@ -72,11 +72,9 @@ impl Engine {
     pub(crate) fn request(&self, options: &GenerateOptions) -> Request {
         Request {
             max_tokens: options.max_tokens,
-            sampling: options.sampling(),
-            stop_ids: self.checkpoint.special_ids().stop.clone(),
             stop_strings: options.stop.clone(),
             lookup: options.lookup,
-            continues_prompt: false,
+            ..Request::new(options.sampling(), self.checkpoint.special_ids().stop.clone())
         }
     }
 

@@ -25,6 +25,17 @@ pub(crate) fn install_with(mut stop: impl FnMut() + Send + 'static) -> anyhow::R
     .context("cannot catch Ctrl-C")
 }
 
+/// Catches Ctrl-C from now on; what this returns is ready once it comes.
+pub(crate) fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let (sender, mut requested) = tokio::sync::watch::channel(false);
+    install_with(move || {
+        let _ = sender.send(true);
+    })?;
+    Ok(async move {
+        let _ = requested.wait_for(|&requested| requested).await;
+    })
+}
+
 /// Whether Ctrl-C came.
 pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)

@@ -41,6 +41,7 @@ struct Cli {
 enum Command {
     Run(commands::run::RunArgs),
     Chat(commands::chat::ChatArgs),
+    Serve(commands::serve::ServeArgs),
     Scheduler(commands::scheduler::SchedulerArgs),
     Generate(commands::generate::GenerateArgs),
     Inspect(commands::inspect::InspectArgs),
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => commands::run::run(&args),
         Command::Chat(args) => commands::chat::chat(&args),
+        Command::Serve(args) => commands::serve::serve(&args),
         Command::Scheduler(args) => commands::scheduler::scheduler(&args),
         Command::Generate(args) => commands::generate::generate(&args),
         Command::Inspect(args) => commands::inspect::inspect(&args),

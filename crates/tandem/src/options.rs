@@ -327,6 +327,9 @@ impl GenerateOptions {
             min_p: self.min_p,
             repetition_penalty: self.repeat_penalty,
             repetition_window: self.repeat_last_n,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: Vec::new(),
             seed: self.seed.unwrap_or_else(fresh_seed),
         }
     }

@@ -61,7 +61,7 @@ pub(crate) struct Service {
     /// Turns text into ids and back.
     pub(crate) tokenizer: Arc<Tokenizer>,
     /// How conversations are written; none where the model has no template.
-    pub(crate) template: Option<ChatTemplate>,
+    pub(crate) template: Option<Arc<ChatTemplate>>,
     /// The model.
     pub(crate) model: ServedModel,
     /// One line: what runs where, and why.
@@ -94,7 +94,7 @@ impl Service {
         let ServiceOptions { compute, .. } = options;
         let checkpoint = engine::open(options.model.model.as_deref(), compute)?;
         let Text { tokenizer, template, .. } = checkpoint.text()?;
-        let tokenizer = Arc::new(tokenizer);
+        let (tokenizer, template) = (Arc::new(tokenizer), template.map(Arc::new));
         let mut placing = Placing::new(&checkpoint, compute, &options.place)?;
         let executor = engine::executor(&checkpoint, compute, &mut placing)?;
         let context = engine::context(&checkpoint, compute)?;

@@ -57,7 +57,7 @@ pub struct TextSide {
     /// The model's tokenizer.
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template, where it has one.
-    pub template: Option<ChatTemplate>,
+    pub template: Option<Arc<ChatTemplate>>,
     /// Ids that end its texts.
     pub stop_ids: Vec<u32>,
 }
@@ -111,6 +111,7 @@ impl SamplingFields {
             repetition_penalty: self.repetition_penalty.unwrap_or(usual.repetition_penalty),
             repetition_window: self.repetition_window.unwrap_or(usual.repetition_window),
             seed: self.seed.unwrap_or_else(fresh_seed),
+            ..usual
         }
     }
 }
@@ -145,11 +146,9 @@ impl Generate {
         };
         let request = Request {
             max_tokens: self.max_tokens,
-            sampling,
-            stop_ids,
             stop_strings,
-            lookup: 0,
             continues_prompt: self.continues_prompt.unwrap_or(self.prompt.is_some()),
+            ..Request::new(sampling, stop_ids)
         };
         Ok((self.prompt_ids(side)?, request))
     }

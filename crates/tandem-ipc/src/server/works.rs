@@ -171,7 +171,7 @@ impl Work {
                 return false;
             }
             News::Text(Event::Tokens { .. }) if self.kind != Kind::Stream => return false,
-            News::Text(Event::Tokens { ids, text }) => {
+            News::Text(Event::Tokens { ids, text, .. }) => {
                 self.begin(queued);
                 let tokens = Tokens { work: number, id: self.id.clone(), ids, text };
                 queued.push(Queued::Tokens(self.route, tokens));

@@ -64,7 +64,7 @@ impl Running {
             Arc::new(Engine::start_with(executor, Arc::clone(&tokenizer), options, setup).unwrap());
         let service = Service {
             engine: Arc::clone(&engine),
-            text: TextSide { tokenizer, template, stop_ids: vec![] },
+            text: TextSide { tokenizer, template: template.map(Arc::new), stop_ids: vec![] },
             model: ModelInfo {
                 name: "stories".to_owned(),
                 config: checkpoint.config().clone(),

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use crate::error::{Result, RuntimeError};
+use crate::sampling::TokenLogprobs;
 use crate::text::{Generated, Request};
 
 /// What happens to a text.
@@ -15,6 +16,8 @@ pub enum Event {
     Tokens {
         /// Ids that were chosen.
         ids: Vec<u32>,
+        /// What the model made of each of them, where that was asked for.
+        logprobs: Vec<TokenLogprobs>,
         /// The text that they complete: it may lag behind, where a character or what may be a stop string is not complete.
         text: String,
     },

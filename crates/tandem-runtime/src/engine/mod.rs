@@ -206,6 +206,16 @@ impl Engine {
         self.queue.push(Job { request, ..job }, self.options.max_waiting)
     }
 
+    /// The model's dimensions.
+    pub fn config(&self) -> &PhimoeConfig {
+        &self.config
+    }
+
+    /// Whether the engine takes texts.
+    pub fn is_running(&self) -> bool {
+        self.queue.is_open()
+    }
+
     /// How busy the engine is.
     pub fn load(&self) -> EngineLoad {
         self.queue.load()

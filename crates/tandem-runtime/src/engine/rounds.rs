@@ -188,8 +188,9 @@ impl Running<'_> {
         let (ids, text) = (self.text.ids(), self.text.text());
         let (ids_told, bytes_told) = std::mem::replace(&mut self.told, (ids.len(), text.len()));
         if (ids_told, bytes_told) != self.told {
+            let logprobs = self.text.logprobs().get(ids_told..).unwrap_or_default().to_vec();
             let (ids, text) = (ids[ids_told..].to_vec(), text[bytes_told..].to_owned());
-            self.reply.send(Event::Tokens { ids, text });
+            self.reply.send(Event::Tokens { ids, logprobs, text });
         }
     }
 }
@@ -218,14 +219,8 @@ mod tests {
     }
 
     fn begin(rounds: &mut Rounds<'_>, prompt: Vec<u32>, max_tokens: usize) -> Handle {
-        let request = Request {
-            max_tokens: Some(max_tokens),
-            sampling: SamplingParams::GREEDY,
-            stop_ids: vec![],
-            stop_strings: vec![],
-            lookup: 0,
-            continues_prompt: false,
-        };
+        let mut request = Request::new(SamplingParams::GREEDY, vec![]);
+        request.max_tokens = Some(max_tokens);
         let (handle, job) = channel(prompt, request);
         rounds.begin(job);
         handle

@@ -17,4 +17,5 @@ pub(crate) mod policies;
 pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod scheduler;
+pub(crate) mod serve;
 pub(crate) mod tokenize;

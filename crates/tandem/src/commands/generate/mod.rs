@@ -85,7 +85,7 @@ pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let text = checkpoint.text()?;
     let side = TextSide {
         tokenizer: text.tokenizer.into(),
-        template: text.template,
+        template: text.template.map(std::sync::Arc::new),
         stop_ids: checkpoint.special_ids().stop.clone(),
     };
     let (prompt, request) =

@@ -13,5 +13,6 @@ pub(crate) mod logits;
 pub(crate) mod perplexity;
 pub(crate) mod plan;
 pub(crate) mod quantize;
+pub(crate) mod report_session;
 pub(crate) mod run;
 pub(crate) mod tokenize;

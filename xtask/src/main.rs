@@ -1,11 +1,13 @@
-//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `peers`, `device-bundle`.
+//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `cluster`, `package`, `peers`, `device-bundle`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for developers at a terminal
 
 mod bundle;
+mod cluster;
 mod demo;
 mod fullsize;
 mod kernels;
+mod package;
 mod peers;
 mod record;
 mod shell;
@@ -32,6 +34,10 @@ enum Command {
     Kernels(kernels::KernelsArgs),
     /// Pack what measures Tandem on a machine with a GPU that has nothing of it (bench/gpu/run.sh)
     DeviceBundle(bundle::BundleArgs),
+    /// Measure two workers behind HAProxy: what a worker's end costs under load, and what routing by beginnings is worth
+    Cluster(cluster::ClusterArgs),
+    /// Make the Debian package; with --check install it, and what `cargo install` makes, where there is nothing else
+    Package(package::PackageArgs),
     /// Measure Tandem and other programs in turns, at full size, with models of equal cost per token
     Peers(peers::PeersArgs),
 }
@@ -43,6 +49,8 @@ fn main() -> anyhow::Result<()> {
         Command::Fullsize(args) => fullsize::fullsize(&args),
         Command::Kernels(args) => kernels::kernels(&args),
         Command::DeviceBundle(args) => bundle::bundle(&args),
+        Command::Cluster(args) => cluster::cluster(&args),
+        Command::Package(args) => package::package(&args),
         Command::Peers(args) => peers::peers(&args),
     }
 }

@@ -64,7 +64,7 @@ fn install_pocl() -> anyhow::Result<()> {
 }
 
 /// Installs Debian packages, as root or through sudo.
-fn apt_install(packages: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn apt_install(packages: &[&str]) -> anyhow::Result<()> {
     let root_user = output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
     let apt_get = |args: &[&str], packages: &[&str]| {
         let mut command = Command::new(if root_user { "apt-get" } else { "sudo" });

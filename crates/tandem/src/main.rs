@@ -52,6 +52,7 @@ enum Command {
     Devices(commands::devices::DevicesArgs),
     Doctor(commands::doctor::DoctorArgs),
     Completions(commands::completions::CompletionsArgs),
+    Man(commands::man::ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         Command::Report(args) => commands::report_session::report(&args),
         Command::Devices(args) => commands::devices::list(&args),
         Command::Doctor(args) => commands::doctor::doctor(&args),
+        Command::Man(args) => commands::man::man::<Cli>(&args),
         Command::Completions(args) => commands::completions::completions::<Cli>(&args),
     };
     match result {

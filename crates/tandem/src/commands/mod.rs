@@ -10,6 +10,7 @@ pub(crate) mod doctor;
 pub(crate) mod export_onnx;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod man;
 pub(crate) mod perplexity;
 pub(crate) mod plan;
 pub(crate) mod quantize;

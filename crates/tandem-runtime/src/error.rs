@@ -4,6 +4,10 @@ use tandem_gpu::GpuError;
 use tandem_memory::{AllocError, KvError, MemoryError};
 use tandem_model::ModelError;
 
+use crate::bandwidth::BadCap;
+use crate::policy::UnknownPolicy;
+use crate::telemetry::TelemetryError;
+
 /// Why the runtime could not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
@@ -72,6 +76,18 @@ pub enum RuntimeError {
     /// The engine takes no more texts.
     #[error("the engine has stopped")]
     EngineStopped,
+    /// What was to run between two rounds panicked.
+    #[error("a task of the engine panicked: {0}")]
+    Panicked(String),
+    /// Telemetry.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    /// The cap of background mode.
+    #[error(transparent)]
+    Background(#[from] BadCap),
+    /// There is no such policy.
+    #[error(transparent)]
+    Policy(#[from] UnknownPolicy),
     /// An id is beyond the vocabulary.
     #[error("token id {id}: expected less than the vocabulary size {vocab_size}")]
     TokenId {
@@ -79,6 +95,12 @@ pub enum RuntimeError {
         id: u32,
         /// The model's vocabulary.
         vocab_size: usize,
+    },
+    /// The answer cannot go on as its constraint wants.
+    #[error("the answer's grammar: {message}")]
+    Constraint {
+        /// What the constraint says.
+        message: String,
     },
     /// Logits are NaN or infinite.
     #[error(

@@ -54,11 +54,9 @@ impl Engine {
     pub(crate) fn request(&self, options: &GenerateOptions) -> Request {
         Request {
             max_tokens: options.max_tokens,
-            sampling: options.sampling(),
-            stop_ids: self.checkpoint.special_ids().stop.clone(),
             stop_strings: options.stop.clone(),
             lookup: options.lookup,
-            continues_prompt: false,
+            ..Request::new(options.sampling(), self.checkpoint.special_ids().stop.clone())
         }
     }
 
@@ -190,6 +188,12 @@ pub(crate) fn session(
     executor: &Executor,
     compute: &ComputeOptions,
 ) -> anyhow::Result<Session> {
+    Session::new(executor, context(checkpoint, compute)?, compute.kv_type.into())
+        .context("cannot hold a context of that length; --ctx takes a shorter one")
+}
+
+/// Tokens that prompt and answer may have together.
+pub(crate) fn context(checkpoint: &Checkpoint, compute: &ComputeOptions) -> anyhow::Result<usize> {
     let made_for = checkpoint.config().context_length;
     let context = compute.ctx.unwrap_or(made_for);
     if context > made_for {
@@ -197,8 +201,7 @@ pub(crate) fn session(
             "--ctx: expected at most {made_for} tokens, which this model was made for, found {context}"
         );
     }
-    Session::new(executor, context, compute.kv_type.into())
-        .context("cannot hold a context of that length; --ctx takes a shorter one")
+    Ok(context)
 }
 
 /// The path of a model: as it is where something is there, else from the hub.

@@ -19,6 +19,21 @@ pub(crate) fn install() -> anyhow::Result<()> {
     .context("cannot catch Ctrl-C")
 }
 
+/// Catches Ctrl-C from now on; what this returns is ready once it comes.
+pub(crate) fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let (sender, mut requested) = tokio::sync::watch::channel(false);
+    ctrlc::set_handler(move || {
+        if REQUESTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(EXIT_CODE));
+        }
+        let _ = sender.send(true);
+    })
+    .context("cannot catch Ctrl-C")?;
+    Ok(async move {
+        let _ = requested.wait_for(|&requested| requested).await;
+    })
+}
+
 /// Whether Ctrl-C came.
 pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)

@@ -18,6 +18,8 @@ mod options;
 mod placement;
 mod progress;
 mod report;
+#[expect(dead_code, reason = "the commands that serve are built on it")]
+mod service;
 mod threads;
 
 use std::process::ExitCode;
@@ -38,6 +40,7 @@ struct Cli {
 enum Command {
     Run(commands::run::RunArgs),
     Chat(commands::chat::ChatArgs),
+    Serve(commands::serve::ServeArgs),
     Inspect(commands::inspect::InspectArgs),
     Analyze(commands::analyze::AnalyzeArgs),
     Quantize(commands::quantize::QuantizeArgs),
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => commands::run::run(&args),
         Command::Chat(args) => commands::chat::chat(&args),
+        Command::Serve(args) => commands::serve::serve(&args),
         Command::Inspect(args) => commands::inspect::inspect(&args),
         Command::Analyze(args) => commands::analyze::analyze(&args),
         Command::Quantize(args) => commands::quantize::quantize(&args),

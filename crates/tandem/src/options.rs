@@ -10,7 +10,9 @@ use clap::{Args, ValueEnum};
 use tandem_cpu::Isa;
 use tandem_gpu::DeviceChoice;
 use tandem_memory::KvType;
+use tandem_model::PhimoeConfig;
 use tandem_runtime::partition::Wanted;
+use tandem_runtime::telemetry::TelemetryParams;
 use tandem_runtime::{DEFAULT_BATCH, SamplingParams};
 
 /// Which model, and where it comes from.
@@ -121,6 +123,40 @@ pub(crate) struct ComputeOptions {
     /// Let every token see all earlier ones, even where the model's config says only the nearest
     #[arg(long, env = "TANDEM_NO_SLIDING_WINDOW", value_parser = FalseyValueParser::new())]
     pub(crate) no_sliding_window: bool,
+}
+
+/// What is recorded of the work, and how much of the memory it may use.
+#[derive(Args, Clone)]
+pub(crate) struct TelemetryOptions {
+    /// Write a summary of what was computed where, how long it took and how much memory it read (JSON; docs/telemetry.md
+    /// defines the figures)
+    #[arg(long = "telemetry", value_name = "FILE", env = "TANDEM_TELEMETRY")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Write a row for each operation that was computed (CSV)
+    #[arg(long = "telemetry-csv", value_name = "FILE", env = "TANDEM_TELEMETRY_CSV")]
+    pub(crate) csv: Option<PathBuf>,
+
+    /// Write a trace for https://ui.perfetto.dev
+    #[arg(long, value_name = "FILE", env = "TANDEM_TRACE")]
+    pub(crate) trace: Option<PathBuf>,
+
+    /// Background mode: read and write so many GB/s of memory at most, so that the rest of the computer stays responsive
+    #[arg(long, value_name = "GB/S", env = "TANDEM_BACKGROUND", value_parser = gigabytes)]
+    pub(crate) background: Option<f64>,
+}
+
+impl TelemetryOptions {
+    /// What is recorded, for a model of that config.
+    pub(crate) fn params(&self, config: &PhimoeConfig) -> TelemetryParams {
+        let Self { json, csv, trace, .. } = self.clone();
+        TelemetryParams {
+            json,
+            csv,
+            trace,
+            ..TelemetryParams::new(config.n_layers, config.n_experts)
+        }
+    }
 }
 
 /// [`KvType`] as an option.
@@ -234,6 +270,9 @@ impl GenerateOptions {
             min_p: self.min_p,
             repetition_penalty: self.repeat_penalty,
             repetition_window: self.repeat_last_n,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: Vec::new(),
             seed: self.seed.unwrap_or_else(clock_seed),
         }
     }
@@ -259,6 +298,14 @@ fn isa(text: &str) -> Result<Isa, String> {
         .into_iter()
         .find(|isa| isa.name() == text)
         .ok_or_else(|| format!("expected one of {}", Isa::ALL.map(Isa::name).join(", ")))
+}
+
+fn gigabytes(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        Ok(_) => Err("expected more than 0 GB/s".to_owned()),
+        Err(e) => Err(e.to_string()),
+    }
 }
 
 pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {

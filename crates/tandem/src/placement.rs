@@ -10,6 +10,7 @@ use tandem_gpu::{Device, Gpu, GpuOptions, ProgramCache, find_device};
 use tandem_memory::KvType;
 use tandem_model::Checkpoint;
 use tandem_runtime::Operation;
+use tandem_runtime::bandwidth::Capacity;
 use tandem_runtime::calibrate::{Calibration, Choices, Identity};
 use tandem_runtime::partition::{Decision, Partition, Wanted};
 use tandem_runtime::plan::{PassSize, Planner};
@@ -135,6 +136,28 @@ impl Placing {
     fn use_measurements(&mut self, calibration: Calibration) {
         self.choices = Some(calibration.choices());
         self.calibration = Some(calibration);
+    }
+
+    /// What is wanted where.
+    pub(crate) fn partition(&self) -> &Partition {
+        &self.partition
+    }
+
+    /// What calibration chose, where the partition asks for it.
+    pub(crate) fn choices(&self) -> Option<&Choices> {
+        self.choices.as_ref()
+    }
+
+    /// What the memory lets through: as the config says, else as it was calibrated. Without a GPU and such a config
+    /// nothing says.
+    pub(crate) fn capacity(&self) -> Option<Capacity> {
+        let limits = self.partition.limits();
+        let memory = self.calibration.as_ref().map(|calibration| calibration.memory);
+        let cpu = limits.cpu_bandwidth.or(memory.map(|memory| memory.cpu_alone))?;
+        let igpu = limits.igpu_bandwidth.or(memory.map(|memory| memory.igpu_alone));
+        let together = memory.map(|memory| memory.cpu_together + memory.igpu_together);
+        let igpu = igpu.unwrap_or(cpu);
+        Some(Capacity { cpu, igpu, together: together.unwrap_or(cpu.max(igpu)) })
     }
 
     /// Opens the GPU, where it is to take part and can.

@@ -168,8 +168,18 @@ impl Gpu {
     /// # Errors
     /// When the driver has no times.
     pub fn take_times(&self) -> Result<Vec<(&'static str, f64)>> {
+        let seconds = |(start, end): (u64, u64)| end.saturating_sub(start) as f64 * 1e-9;
+        let intervals = self.take_intervals()?.into_iter();
+        Ok(intervals.map(|(name, interval)| (name, seconds(interval))).collect())
+    }
+
+    /// As [`Self::take_times`]: when each kernel began and when it ended, in nanoseconds of the device's clock.
+    ///
+    /// # Errors
+    /// As [`Self::take_times`].
+    pub fn take_intervals(&self) -> Result<Vec<(&'static str, (u64, u64))>> {
         let events = self.times.borrow_mut().as_mut().map(std::mem::take).unwrap_or_default();
-        events.into_iter().map(|(name, event)| Ok((name, event.seconds()?))).collect()
+        events.into_iter().map(|(name, event)| Ok((name, event.interval()?))).collect()
     }
 
     /// Whether the device uses these bytes where they are, by its driver's own account: memory that was allocated

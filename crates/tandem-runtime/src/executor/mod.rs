@@ -12,6 +12,7 @@ mod batch;
 mod both;
 mod cpu;
 mod igpu;
+mod instruments;
 mod measure;
 mod output;
 mod pass;
@@ -37,6 +38,7 @@ use pass::Pass;
 pub(crate) use activations::{Activation, Memory};
 pub use batch::Segment;
 pub(crate) use batch::check_ids;
+pub use instruments::Instruments;
 pub use output::{LogitsFor, RouterTrace, evaluate};
 pub use threads::Threads;
 
@@ -59,6 +61,7 @@ pub struct Executor {
     parts: Activation<f32>,
     input: CpuInput,
     profile: Profile,
+    instruments: Instruments,
 }
 
 impl Executor {
@@ -126,6 +129,7 @@ impl Executor {
             parts: Activation::default(),
             input: CpuInput::default(),
             profile: Profile::default(),
+            instruments: Instruments::default(),
             model,
         }
     }
@@ -143,6 +147,17 @@ impl Executor {
     /// Follows other plans from now on.
     pub fn set_planner(&mut self, planner: Planner) {
         self.planner = planner;
+    }
+
+    /// What passes are watched by, and held back by.
+    pub fn instruments(&self) -> &Instruments {
+        &self.instruments
+    }
+
+    /// Has passes watched, and held back, from now on. Where events are recorded, kernels' times are as well.
+    pub fn set_instruments(&mut self, instruments: Instruments) {
+        self.record_gpu_times(instruments.recorder().is_on());
+        self.instruments = instruments;
     }
 
     /// Why the GPU was put aside, if it was: what it failed at was computed on the CPU, and so is everything since.
@@ -340,9 +355,12 @@ impl Executor {
             largest,
             trace: choices.as_mut(),
             batch,
+            instruments: &self.instruments,
+            packet: self.instruments.next_packet(),
         };
         let plan = self.planner.plan(tokens, batch.longest());
         self.cpu.team().in_turn(self.threads.for_tokens(tokens), || pass.run(plan))?;
+        pass.tell_end();
         if let (Some(trace), Some(choices)) = (trace, choices) {
             trace.append(choices);
         }

@@ -8,6 +8,7 @@ use super::activations::{ANGLE, Activation, Activations};
 use super::batch::Batch;
 use super::cpu::CpuInput;
 use super::igpu::Igpu;
+use super::instruments::Instruments;
 use super::output::RouterTrace;
 use crate::error::Result;
 use crate::model::Model;
@@ -31,6 +32,9 @@ pub(super) struct Pass<'a> {
     pub(super) largest: &'a [Largest<'a>],
     pub(super) trace: Option<&'a mut RouterTrace>,
     pub(super) batch: &'a Batch,
+    pub(super) instruments: &'a Instruments,
+    /// The number of this pass.
+    pub(super) packet: u64,
 }
 
 impl Pass<'_> {
@@ -54,15 +58,16 @@ impl Pass<'_> {
                 self.activations.download(gpu, step.operation)?;
             }
             let count = match step.placement {
-                Placement::Cpu => self.on_cpu(step).map(|()| 1)?,
-                Placement::Split(share) => self.on_both(step, share).map(|()| 1)?,
-                Placement::Igpu => {
-                    let run = self.run_length(rest);
-                    self.on_igpu(&rest[..run])?;
-                    run
-                }
+                Placement::Igpu => self.run_length(rest),
+                Placement::Cpu | Placement::Split(_) => 1,
             };
-            rest = &rest[count..];
+            let run;
+            (run, rest) = rest.split_at(count);
+            self.watched(run, |pass| match step.placement {
+                Placement::Cpu => pass.on_cpu(step),
+                Placement::Split(share) => pass.on_both(step, share),
+                Placement::Igpu => pass.on_igpu(run),
+            })?;
         }
         Ok(())
     }

@@ -66,6 +66,20 @@ impl Recorder {
         self.record_activity(Activity::Compute, task, started, ended, bytes);
     }
 
+    /// As [`Self::record`], of a task that has failed.
+    pub fn record_failure(
+        &self,
+        task: Task,
+        started: Instant,
+        ended: Instant,
+        reason: &dyn std::fmt::Display,
+    ) {
+        if let Some(shared) = &self.0 {
+            let failure = Some(reason.to_string().into());
+            shared.event(Activity::Compute, task, started, ended, 0, failure);
+        }
+    }
+
     /// As [`Self::record`], of anything.
     pub(crate) fn record_activity(
         &self,

@@ -16,4 +16,5 @@ pub(crate) mod plan;
 pub(crate) mod quantize;
 pub(crate) mod report_session;
 pub(crate) mod run;
+pub(crate) mod serve;
 pub(crate) mod tokenize;

@@ -246,7 +246,7 @@ impl Both<'_> {
 
 /// Once both devices are done: brings back what the GPU has written to memory of its own, and puts rows together.
 fn finish<const N: usize>(
-    igpu: &Igpu,
+    igpu: &mut Igpu,
     cpu: &Cpu,
     profile: &mut Profile,
     operation: Op,
@@ -255,7 +255,8 @@ fn finish<const N: usize>(
     output: Output,
 ) -> Result<()> {
     profile.waited(operation);
-    igpu.add_times(profile, first_launch, &[(operation, igpu.gpu().launches())])?;
+    let launches = igpu.gpu().launches();
+    igpu.add_times(profile, first_launch, &[(operation, launches)])?;
     for split in splits {
         if let Some(copy) = &copy {
             igpu.gpu().read_at(copy, split.at, split.igpu)?;

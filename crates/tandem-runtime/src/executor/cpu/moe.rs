@@ -60,6 +60,8 @@ impl Pass<'_> {
         if let Some(trace) = self.trace.as_deref_mut() {
             trace.record(layer, &acts.router, &acts.chosen, &acts.chosen_weights);
         }
+        let recorder = self.instruments.recorder();
+        recorder.experts(layer, acts.chosen.iter().map(|&expert| expert as usize));
     }
 
     pub(super) fn expert_dispatch(&mut self) {

@@ -1,6 +1,6 @@
 //! What steps cost on a GPU.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tandem_memory::KvCache;
 use tandem_model::catalogue::LayerTensor as L;
@@ -67,21 +67,38 @@ impl Igpu {
     /// # Errors
     /// When the driver has no times.
     pub(in crate::executor) fn add_times(
-        &self,
+        &mut self,
         profile: &mut Profile,
         first: usize,
         marks: &[(Op, usize)],
     ) -> Result<()> {
+        self.step_times.clear();
         if !self.recording {
             return Ok(());
         }
-        let mut times = self.gpu.take_times()?.into_iter();
-        let mut start = first;
+        let intervals = self.gpu.take_intervals()?;
+        // The wait for the last kernel has just ended.
+        let (now, last) = (profile.mark(), intervals.last().map_or(0, |&(_, (_, end))| end));
+        let at = |time: u64| now - Duration::from_nanos(last.saturating_sub(time));
+        let (mut intervals, mut start) = (intervals.into_iter(), first);
+        let mut until = now;
         for &(operation, end) in marks {
-            let seconds: f64 = times.by_ref().take(end - start).map(|(_, seconds)| seconds).sum();
-            profile.on_gpu(operation, Duration::from_secs_f64(seconds));
+            let kernels = intervals.by_ref().take(end - start).map(|(_, interval)| interval);
+            let kernels: Vec<(u64, u64)> = kernels.collect();
+            let time = kernels.iter().map(|(start, end)| end.saturating_sub(*start)).sum();
+            profile.on_gpu(operation, Duration::from_nanos(time));
+            let begun = kernels.first().map_or(until, |&(start, _)| at(start));
+            until = kernels.last().map_or(begun, |&(_, end)| at(end));
+            self.step_times.push((begun, until));
             start = end;
         }
         Ok(())
+    }
+
+    /// When each step of the newest run began and when it ended; nothing where times are not kept.
+    pub(in crate::executor) fn step_times(
+        &self,
+    ) -> impl Iterator<Item = (Instant, Instant)> + use<'_> {
+        self.step_times.iter().copied()
     }
 }

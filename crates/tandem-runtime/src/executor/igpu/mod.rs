@@ -10,6 +10,8 @@ mod products;
 mod steps;
 mod weights;
 
+use std::time::Instant;
+
 use tandem_gpu::ops::{self, Heads, Precision, QuantizedVec};
 use tandem_gpu::{Gpu, GpuVec, Scope, Sharing};
 use tandem_memory::{KvCache, KvType};
@@ -40,6 +42,8 @@ pub(super) struct Igpu {
     copies: Vec<CacheCopy>,
     /// Whether times of kernels are kept.
     recording: bool,
+    /// Those of the newest run, step by step.
+    step_times: Vec<(Instant, Instant)>,
 }
 
 /// Memory that the GPU alone uses.
@@ -71,7 +75,15 @@ impl Igpu {
             Operation::AttentionCompute => ops::attention_heads_fault(heads(config)),
             _ => missing_kernels(model, operation),
         });
-        Ok(Self { gpu, weights, room, refused, copies: Vec::new(), recording: false })
+        Ok(Self {
+            gpu,
+            weights,
+            room,
+            refused,
+            copies: Vec::new(),
+            recording: false,
+            step_times: Vec::new(),
+        })
     }
 
     pub(super) fn gpu(&self) -> &Gpu {

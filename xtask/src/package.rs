@@ -136,6 +136,7 @@ impl CleanRoot {
         let buildah = || {
             let mut command = Command::new("buildah");
             command.args(["--storage-driver", "vfs", "--root"]).arg(folder.join("containers"));
+            command.arg("--runroot").arg(folder.join("containers-run"));
             command
         };
         let base = output(buildah().args(["from", "scratch"]))?;
@@ -152,6 +153,8 @@ impl CleanRoot {
             .args([
                 "bud",
                 "--quiet",
+                "--format",
+                "docker",
                 "--isolation",
                 "chroot",
                 "--pull-never",

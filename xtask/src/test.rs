@@ -4,7 +4,7 @@ use std::process::Command;
 
 use clap::Args;
 
-use tandem_testkit::OpenClRuntimes;
+use tandem_testkit::{OpenClRuntimes, PROGRAM_PACKAGES, PROGRAMS_EXPECTED, has_program};
 
 use crate::shell::{output, root, run};
 
@@ -19,8 +19,12 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     install_python()?;
     install_pocl()?;
+    let has_programs = install_programs()?;
     let mut tests = Command::new(&cargo);
     tests.current_dir(root()).envs(OpenClRuntimes::install().environment());
+    if has_programs {
+        tests.env(PROGRAMS_EXPECTED, "1");
+    }
     // nextest runs tests of all crates side by side; cargo's own runner does without a further program.
     if output(Command::new(&cargo).args(["nextest", "--version"])).is_ok() {
         tests.args(["nextest", "run", "--no-fail-fast"]);
@@ -59,6 +63,23 @@ fn install_pocl() -> anyhow::Result<()> {
         Err(e) => {
             eprintln!("\nNOT TESTED: GPU kernels on PoCL, which cannot be installed here: {e:#}\n");
             Ok(())
+        }
+    }
+}
+
+/// The browser and the proxies that tests of the server run; whether they are there. Only machines that cannot have them
+/// may go without.
+fn install_programs() -> anyhow::Result<bool> {
+    if ["chromium", "haproxy", "nginx", "prometheus"].into_iter().all(has_program) {
+        return Ok(true);
+    }
+    eprintln!("installing {}, which tests of the server run", PROGRAM_PACKAGES.join(", "));
+    match apt_install(&PROGRAM_PACKAGES) {
+        Ok(()) => Ok(true),
+        Err(e) if std::env::var_os("CI").is_some() => Err(e),
+        Err(e) => {
+            eprintln!("\nNOT TESTED: what is before and on top of the server: {e:#}\n");
+            Ok(false)
         }
     }
 }

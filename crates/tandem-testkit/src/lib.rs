@@ -9,6 +9,7 @@ mod artifact;
 mod fuzz;
 mod opencl;
 pub mod oracle;
+mod programs;
 mod python;
 mod rng;
 
@@ -17,7 +18,8 @@ use std::path::{Path, PathBuf};
 pub use artifact::{Scratch, build_once, scratch};
 pub use fuzz::fuzz_inputs;
 pub use opencl::{OPENCL_EXPECTED, OpenClRuntimes};
-pub use python::{onnx_python, python, python_environment, run_python, run_python_in};
+pub use programs::{PROGRAM_PACKAGES, PROGRAMS_EXPECTED, has_program};
+pub use python::{onnx_python, python, python_environment, run_python, run_python_in, web_python};
 pub use rng::Rng;
 
 /// A file or folder under the workspace's `testdata`.

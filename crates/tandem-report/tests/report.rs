@@ -107,7 +107,10 @@ fn plots_show_the_session() {
     assert!(texts.iter().any(|text| text == "layer 2"), "{texts:?}");
     let (texts, fills) = contents(&out.join("devices.svg"));
     assert!(texts.iter().any(|text| text == "igpu") && count(&fills, IGPU) >= 2, "{texts:?}");
-    let (_, fills) = contents(&out.join("experts.svg"));
+    let (texts, fills) = contents(&out.join("experts.svg"));
+    for name in ["layer 0", "layer 2", "0", "3"] {
+        assert!(texts.iter().any(|text| text == name), "{name} in {texts:?}");
+    }
     assert!(fills.len() >= layers * EXPERTS, "a cell for each expert of each layer: {fills:?}");
 
     for name in PLOTS {
@@ -229,4 +232,40 @@ fn names_from_a_file_are_text_and_nothing_else() {
     assert!(texts.iter().any(|text| text.contains("<script>")), "shown as it is: {texts:?}");
     let page = fs::read_to_string(out.join("report.html")).unwrap();
     assert!(!page.contains("<script") && page.contains("&lt;script&gt;"), "{page}");
+}
+
+/// Sessions at the edges of what is taken: nothing, one of each, all alike, very much.
+#[test]
+fn extreme_sessions_are_drawn() {
+    let folder = TempDir::new().unwrap();
+    let (json, trace) = (folder.path().join("session.json"), folder.path().join("trace.json"));
+    for time in [0.0, 1e-9, 1.0, 9e14] {
+        for many in [1, 3, 300] {
+            let operation = |n: usize| {
+                serde_json::json!({
+                    "operation": format!("operation_{n} $x^2$ {}", "\u{1f409}".repeat(n % 60)), "device": if n % 2 == 0 { "cpu" } else { "igpu" },
+                    "count": u64::MAX, "total_ms": time, "mean_ms": time, "p99_ms": time, "gbps": 1e8,
+                })
+            };
+            let layer = |n: usize| serde_json::json!({"layer": n, "cpu_ms": time, "igpu_ms": time});
+            let slice = |n: usize| serde_json::json!({"ph": "X", "cat": "compute", "name": format!("operation_{n}"), "tid": 1, "ts": time, "dur": time, "args": {}});
+            let name = serde_json::json!({"ph": "M", "name": "thread_name", "tid": 1, "args": {"name": "cpu 0"}});
+            let session = serde_json::json!({
+                "started": "2026-11-24T00:00:00Z", "duration_ms": time, "total_packets_processed": u64::MAX,
+                "devices": [{"device": "cpu", "busy_ms": time}, {"device": "igpu", "busy_ms": time}],
+                "operations": (0..many).map(operation).collect::<Vec<_>>(),
+                "layers": (0..many).map(layer).collect::<Vec<_>>(),
+                "expert_selection_distribution": vec![vec![u64::MAX; many]; many],
+                "overlap": {"both_busy_ms": time},
+            });
+            let events: Vec<_> = std::iter::once(name).chain((0..many).map(slice)).collect();
+            fs::write(&json, session.to_string()).unwrap();
+            fs::write(&trace, serde_json::json!({"traceEvents": events}).to_string()).unwrap();
+            let session = Session::read(&json).unwrap();
+            let pass = LastPass::read(&trace).unwrap();
+            let report = Report::draw(&session, Some(&pass)).unwrap();
+            let left_out = usize::from(time == 0.0);
+            assert_eq!(report.left_out().len(), left_out, "{time} {many}: {:?}", report.left_out());
+        }
+    }
 }

@@ -30,18 +30,20 @@ pub(super) fn draw(session: &Session) -> Result<Outcome, PlotError> {
         "{total} choices. The most that one expert of a layer got: {most:.1} % of the layer's; alike they would have {:.1} %.",
         100.0 / experts as f64
     );
-    let rows = (0..shares.len()).map(|layer| format!("layer {layer}")).collect();
+    // The first row of a heat map is the lowest.
+    let rows = (0..shares.len()).rev().map(|layer| format!("layer {layer}")).collect();
     let columns = (0..experts).map(|expert| expert.to_string()).collect();
     let height = 140.0 + (18.0 * shares.len() as f64).clamp(60.0, 2000.0);
     let map = Heatmap::new()
-        .with_data(shares)
-        .with_labels(rows, columns)
+        .with_data(shares.into_iter().rev())
         .with_color_map(ColorMap::Viridis)
         .with_legend("% of the layer's tokens");
     let plots = vec![Plot::Heatmap(map)];
     let layout = Layout::auto_from_plots(&plots)
         .with_title("Experts chosen")
         .with_x_label("expert")
+        .with_x_categories(columns)
+        .with_y_categories(rows)
         .with_width(WIDTH)
         .with_height(height);
     Figure::draw(NAME, caption, &render_multiple(plots, layout)).map(Outcome::Drawn)

@@ -30,7 +30,7 @@ struct Asked {
 
 fn ask(url: &str, prompt: &str, tokens: usize) -> Asked {
     let body = json!({
-        "model": "stories-17m", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": true,
+        "model": "stories", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": true,
         "stream_options": {"include_usage": true},
     });
     let sent = ureq::post(format!("{url}/v1/completions"))

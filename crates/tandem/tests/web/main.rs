@@ -77,6 +77,12 @@ impl Server {
         Self { process, url: address }
     }
 
+    /// Ends it as a service manager does: its files are complete then.
+    fn stop(mut self) {
+        self.process.signal("TERM");
+        assert!(self.process.0.wait().unwrap().success());
+    }
+
     fn port(&self) -> u16 {
         self.url.rsplit(':').next().unwrap().parse().unwrap()
     }

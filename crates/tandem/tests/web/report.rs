@@ -4,7 +4,7 @@ use std::fs;
 
 use tandem_testkit::scratch;
 
-use crate::tandem;
+use crate::{Server, tandem};
 
 const PLOTS: [&str; 5] = ["timeline", "devices", "operations", "layers", "experts"];
 
@@ -12,13 +12,16 @@ const PLOTS: [&str; 5] = ["timeline", "devices", "operations", "layers", "expert
 fn a_session_of_the_demo_model_is_drawn() {
     let folder = scratch("report");
     let at = |name: &str| folder.path().join(name);
-    let run = tandem()
-        .args(["run", "Tell me a story.", "-n", "24", "--temp", "0"])
-        .args(["--telemetry".as_ref(), at("session.json").as_os_str()])
-        .args(["--trace".as_ref(), at("trace.json").as_os_str()])
-        .output()
+    let files = ["--telemetry", "session.json", "--trace", "trace.json"];
+    let files = files.map(|part| {
+        if part.starts_with('-') { part.to_owned() } else { at(part).display().to_string() }
+    });
+    let server = Server::start(&files.each_ref().map(String::as_str));
+    let ask = ureq::post(format!("{}/v1/completions", server.url))
+        .header("Content-Type", "application/json");
+    ask.send(r#"{"model":"stories","prompt":"Once upon a time","max_tokens":24,"temperature":0}"#)
         .unwrap();
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    server.stop();
     let report = tandem()
         .arg("report")
         .arg(at("session.json"))
@@ -32,9 +35,9 @@ fn a_session_of_the_demo_model_is_drawn() {
         let svg = fs::read_to_string(at("out").join(format!("{plot}.svg"))).unwrap();
         let document = roxmltree::Document::parse(&svg).unwrap();
         let marks = document.descendants().filter(|node| node.has_tag_name("rect")).count();
-        // The demo model has 6 layers of 8 experts, and a pass 75 operations.
+        // The demo model has 6 layers of 16 experts, and a pass 75 operations.
         let least = match plot {
-            "experts" => 6 * 8,
+            "experts" => 6 * 16,
             "timeline" => 6 * 10,
             "operations" => 12,
             "layers" => 6,

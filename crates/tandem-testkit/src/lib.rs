@@ -19,7 +19,9 @@ pub use artifact::{Scratch, build_once, scratch};
 pub use fuzz::fuzz_inputs;
 pub use opencl::{OPENCL_EXPECTED, OpenClRuntimes};
 pub use programs::{PROGRAM_PACKAGES, PROGRAMS_EXPECTED, has_program};
-pub use python::{onnx_python, python, python_environment, run_python, run_python_in, web_python};
+pub use python::{
+    onnx_python, openai_python, python, python_environment, run_python, run_python_in, web_python,
+};
 pub use rng::Rng;
 
 /// A file or folder under the workspace's `testdata`.

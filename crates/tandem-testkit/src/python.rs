@@ -40,6 +40,16 @@ pub fn web_python() -> PathBuf {
     INTERPRETER.clone()
 }
 
+/// As [`python()`], with the packages of `testdata/openai-requirements.txt`.
+///
+/// # Panics
+/// As [`python()`].
+pub fn openai_python() -> PathBuf {
+    static INTERPRETER: LazyLock<PathBuf> =
+        LazyLock::new(|| prepare("test-openai", "openai-requirements.txt"));
+    INTERPRETER.clone()
+}
+
 /// Runs a script in [`python()`] and returns what it printed. `args` are its `sys.argv[1:]`.
 ///
 /// # Panics

@@ -19,6 +19,10 @@ const CLIENTS: usize = 2;
 /// Tokens of each answer.
 const TOKENS: usize = 16;
 
+/// What beginnings begin with.
+const NAMES: [&str; BEGINNINGS] =
+    ["Tom", "Lily", "Max", "Anna", "Ben", "Sue", "Once", "One", "There", "A", "In", "When"];
+
 const VOCABULARY: [&str; 32] = [
     "the", "little", "dog", "ran", "to", "park", "and", "saw", "a", "big", "red", "ball", "it",
     "was", "happy", "with", "friend", "tree", "sun", "water", "play", "mom", "said", "yes", "they",
@@ -81,5 +85,6 @@ fn prompt(n: usize) -> String {
     };
     // Another stride than the proxy's turns, which would otherwise send each beginning to one worker by chance.
     let beginning = (n * 5 + n / BEGINNINGS) % BEGINNINGS;
-    format!("{} {}", words(1 + beginning as u64, WORDS), words(1000 + n as u64, 12))
+    let name = NAMES[beginning];
+    format!("{name} {} {}", words(1 + beginning as u64, WORDS), words(1000 + n as u64, 12))
 }

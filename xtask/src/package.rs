@@ -41,11 +41,14 @@ pub(crate) fn package(args: &PackageArgs) -> anyhow::Result<()> {
     if !args.check {
         return Ok(());
     }
-    let clean = CleanRoot::make(&folder)?;
+    // Apart from the package's folder, which is what a container is built from.
+    let trial = root().join("target/package-check");
+    fs::create_dir_all(&trial)?;
+    let clean = CleanRoot::make(&trial)?;
     clean.check_package(&deb)?;
-    check_cargo_install(&folder)?;
+    check_cargo_install(&trial)?;
     if args.container {
-        clean.check_container(&folder)?;
+        clean.check_container(&folder, &trial)?;
     }
     Ok(())
 }
@@ -129,14 +132,14 @@ impl CleanRoot {
     }
 
     /// The container's file, built from this system instead of the image of the same name, which is fetched otherwise.
-    fn check_container(&self, folder: &Path) -> anyhow::Result<()> {
+    fn check_container(&self, package: &Path, trial: &Path) -> anyhow::Result<()> {
         if output(Command::new("buildah").arg("--version")).is_err() {
             apt_install(&["buildah"])?;
         }
         let buildah = || {
             let mut command = Command::new("buildah");
-            command.args(["--storage-driver", "vfs", "--root"]).arg(folder.join("containers"));
-            command.arg("--runroot").arg(folder.join("containers-run"));
+            command.args(["--storage-driver", "vfs", "--root"]).arg(trial.join("containers"));
+            command.arg("--runroot").arg(trial.join("containers-run"));
             command
         };
         let base = output(buildah().args(["from", "scratch"]))?;
@@ -163,7 +166,7 @@ impl CleanRoot {
                 "--file",
             ])
             .arg(file)
-            .arg(folder))?;
+            .arg(package))?;
         let container = output(buildah().args(["from", "--pull-never", "tandem"]))?;
         let port = PORT.to_string();
         let server = buildah()

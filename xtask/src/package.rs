@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -180,7 +180,8 @@ impl CleanRoot {
                 "serve",
             ])
             .spawn()?;
-        answers(server)?;
+        // Buildah kills what it runs when it is told to stop; docker and Kubernetes pass SIGTERM on.
+        serves(server)?;
         run(buildah().args(["rm", container.trim()]))?;
         println!("the container: built, serves");
         Ok(())
@@ -231,7 +232,14 @@ fn check_units(system: &Path) -> anyhow::Result<()> {
 }
 
 /// Waits for a server to be ready, and ends it: with SIGTERM, as systemd does.
-fn answers(mut server: Child) -> anyhow::Result<()> {
+fn answers(server: Child) -> anyhow::Result<()> {
+    let status = serves(server)?;
+    ensure!(status.success(), "the server, told to stop: {status}");
+    Ok(())
+}
+
+/// The same, with how it ended.
+fn serves(mut server: Child) -> anyhow::Result<ExitStatus> {
     let until = Instant::now() + Duration::from_secs(60);
     let ready = loop {
         match get("/ready") {
@@ -249,8 +257,7 @@ fn answers(mut server: Child) -> anyhow::Result<()> {
     run(Command::new("kill").args(["-TERM", &server.id().to_string()]))?;
     let status = server.wait()?;
     ensure!(page?.contains("<html"), "the server has no dashboard");
-    ensure!(status.success(), "the server, told to stop: {status}");
-    Ok(())
+    Ok(status)
 }
 
 fn get(path: &str) -> anyhow::Result<String> {

@@ -26,14 +26,29 @@ function figure(value, digits) {
 }
 
 function duration(seconds) {
-  const s = Math.floor(seconds), two = (n) => String(n).padStart(2, "0");
-  return s < 3600 ? `${Math.floor(s / 60)}:${two(s % 60)}` : `${Math.floor(s / 3600)}:${two(Math.floor(s / 60) % 60)}:${two(s % 60)}`;
+  const s = Math.floor(seconds),
+    two = (n) => String(n).padStart(2, "0");
+  return s < 3600
+    ? `${Math.floor(s / 60)}:${two(s % 60)}`
+    : `${Math.floor(s / 3600)}:${two(Math.floor(s / 60) % 60)}:${two(s % 60)}`;
 }
 
 /** Reads and writes what the browser keeps; a browser that keeps nothing is no error. */
 const kept = {
-  get(store, name) { try { return window[store].getItem(name); } catch { return null; } },
-  set(store, name, value) { try { window[store].setItem(name, value); } catch { /* nothing is kept */ } },
+  get(store, name) {
+    try {
+      return window[store].getItem(name);
+    } catch {
+      return null;
+    }
+  },
+  set(store, name, value) {
+    try {
+      window[store].setItem(name, value);
+    } catch {
+      /* nothing is kept */
+    }
+  },
 };
 
 /** The key that every request sends, where there is one. */
@@ -41,17 +56,23 @@ const key = { value: kept.get("sessionStorage", "tandem-key") || "" };
 
 /** Asks the server. A refusal is thrown with what the server says of it. */
 async function ask(path, options = {}) {
-  const headers = { ...(options.body ? { "Content-Type": "application/json" } : {}), ...(key.value ? { Authorization: `Bearer ${key.value}` } : {}) };
+  const headers = {
+    ...(options.body ? { "Content-Type": "application/json" } : {}),
+    ...(key.value ? { Authorization: `Bearer ${key.value}` } : {}),
+  };
   const answer = await fetch(path, { ...options, headers, cache: "no-store" });
   if (answer.ok) return answer;
   const said = await answer.json().catch(() => null);
-  throw Object.assign(new Error(said?.error?.message ?? `the server answers ${answer.status}`), { status: answer.status });
+  throw Object.assign(new Error(said?.error?.message ?? `the server answers ${answer.status}`), {
+    status: answer.status,
+  });
 }
 
 /** Calls `each` with the data of every server-sent event until the stream ends. */
 async function events(answer, each) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "", data = [];
+  let rest = "",
+    data = [];
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
@@ -59,7 +80,10 @@ async function events(answer, each) {
     rest = lines.pop();
     for (const line of lines) {
       if (line.startsWith("data:")) data.push(line.slice(5).replace(/^ /, ""));
-      else if (line === "" && data.length) { each(data.join("\n")); data = []; }
+      else if (line === "" && data.length) {
+        each(data.join("\n"));
+        data = [];
+      }
     }
   }
 }

@@ -11,6 +11,7 @@ pub(super) const PAGE: &str = concat!(
     include_str!("../../assets/util.js"),
     include_str!("../../assets/charts.js"),
     include_str!("../../assets/panels.js"),
+    include_str!("../../assets/pictures.js"),
     include_str!("../../assets/chat.js"),
     include_str!("../../assets/main.js"),
     "})();\n</script>\n</body>\n</html>\n",

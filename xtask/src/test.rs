@@ -4,7 +4,7 @@ use std::process::Command;
 
 use clap::Args;
 
-use tandem_testkit::{OpenClRuntimes, PROGRAM_PACKAGES, PROGRAMS_EXPECTED, has_program};
+use tandem_testkit::{OpenClRuntimes, PROGRAMS, PROGRAMS_EXPECTED, program_is_installed};
 
 use crate::shell::{output, root, run};
 
@@ -70,11 +70,16 @@ fn install_pocl() -> anyhow::Result<()> {
 /// The browser and the proxies that tests of the server run; whether they are there. Only machines that cannot have them
 /// may go without.
 fn install_programs() -> anyhow::Result<bool> {
-    if ["chromium", "haproxy", "nginx", "prometheus"].into_iter().all(has_program) {
+    let missing: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| !program_is_installed(program))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
         return Ok(true);
     }
-    eprintln!("installing {}, which tests of the server run", PROGRAM_PACKAGES.join(", "));
-    match apt_install(&PROGRAM_PACKAGES) {
+    eprintln!("installing {}, which tests of the server run", missing.join(", "));
+    match apt_install(&missing) {
         Ok(()) => Ok(true),
         Err(e) if std::env::var_os("CI").is_some() => Err(e),
         Err(e) => {

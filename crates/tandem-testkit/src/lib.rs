@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 pub use artifact::{Scratch, build_once, scratch};
 pub use fuzz::fuzz_inputs;
 pub use opencl::{OPENCL_EXPECTED, OpenClRuntimes};
-pub use programs::{PROGRAM_PACKAGES, PROGRAMS_EXPECTED, has_program};
+pub use programs::{PROGRAMS, PROGRAMS_EXPECTED, has_program, program_is_installed};
 pub use python::{
     onnx_python, openai_python, python, python_environment, run_python, run_python_in, web_python,
 };

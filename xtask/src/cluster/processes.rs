@@ -36,8 +36,8 @@ impl Cluster {
             apt_install(&["haproxy"])?;
         }
         let mut arguments = vec!["serve".to_owned(), "--threads".to_owned(), threads.to_string()];
-        for (name, value) in [("-m", model)] {
-            arguments.extend(value.iter().flat_map(|v| [name.to_owned(), v.display().to_string()]));
+        if let Some(model) = model {
+            arguments.extend(["-m".to_owned(), model.display().to_string()]);
         }
         let ports = free_ports::<{ WORKERS + 2 }>()?;
         let [first, second, proxy_port, figures] = ports;

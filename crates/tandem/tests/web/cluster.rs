@@ -222,8 +222,8 @@ fn litellm_passes_on() {
         return;
     }
     let folder = scratch("litellm");
-    let key = ["--api-key", "worker-key"];
-    let workers = [Server::start(&key), Server::start(&key)];
+    let arguments = ["--api-key", "worker-key", "--model-name", "tandem"];
+    let workers = [Server::start(&arguments), Server::start(&arguments)];
     let [port] = free_ports();
     let litellm = web_python().with_file_name("litellm");
     let (_haproxy, proxy, _) = haproxy(folder.path(), &workers, "150");

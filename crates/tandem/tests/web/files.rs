@@ -93,6 +93,8 @@ fn panels() -> Vec<String> {
 #[test]
 fn metrics_that_are_shown_exist() {
     let server = Server::start(&[]);
+    // Requests are counted by path, and shown once there was one.
+    get(&format!("{}/v1/models", server.url)).unwrap();
     let metrics = get(&format!("{}/metrics", server.url)).unwrap();
     let alerts = fs::read_to_string(repository("deploy/prometheus/alerts.yml")).unwrap();
     let alerts = alerts.lines().filter(|line| line.contains("expr:")).map(str::to_owned);

@@ -1,13 +1,15 @@
-//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `load`, `peers`, `device-bundle`, `soak`,
+//! Everything that is not `cargo build`: `cargo xtask test`, `demo`, `fullsize`, `kernels`, `load`, `cluster`, `package`, `peers`, `device-bundle`, `soak`,
 //! `service-cost`, `policies`.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a program for developers at a terminal
 
 mod bundle;
+mod cluster;
 mod demo;
 mod fullsize;
 mod kernels;
 mod load;
+mod package;
 mod peers;
 mod policies;
 mod record;
@@ -42,6 +44,10 @@ enum Command {
     Soak(service::SoakArgs),
     /// Measure what the scheduler service costs, in turns with `tandem bench`
     ServiceCost(service::CostArgs),
+    /// Measure two workers behind HAProxy: what a worker's end costs under load, and what routing by beginnings is worth
+    Cluster(cluster::ClusterArgs),
+    /// Make the Debian package; with --check install it, and what `cargo install` makes, where there is nothing else
+    Package(package::PackageArgs),
     /// Measure Tandem and other programs in turns, at full size, with models of equal cost per token
     Peers(peers::PeersArgs),
     /// Compare scheduling policies, with and without pipelining and the bandwidth token
@@ -58,6 +64,8 @@ fn main() -> anyhow::Result<()> {
         Command::Load(args) => load::load(&args),
         Command::Soak(args) => service::soak(&args),
         Command::ServiceCost(args) => service::cost(&args),
+        Command::Cluster(args) => cluster::cluster(&args),
+        Command::Package(args) => package::package(&args),
         Command::Peers(args) => peers::peers(&args),
         Command::Policies(args) => policies::policies(&args),
     }

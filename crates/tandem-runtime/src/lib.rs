@@ -31,7 +31,10 @@ pub use engine::{
     StepDescription, Throughput,
 };
 pub use error::{Result, RuntimeError};
-pub use executor::{DEFAULT_BATCH, Degradation, Executor, Instruments, LogitsFor, OperationInput, OperationRequest, OperationResult, OperationShape, RouterTrace, Segment, Threads, evaluate};
+pub use executor::{
+    DEFAULT_BATCH, Degradation, Executor, Instruments, LogitsFor, OperationInput, OperationRequest,
+    OperationResult, OperationShape, RouterTrace, Segment, Threads, evaluate,
+};
 pub use instrumentation::{Instrumentation, InstrumentationParams};
 pub use model::Model;
 pub use profile::{Cost, Operation, Profile};

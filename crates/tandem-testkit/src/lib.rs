@@ -10,6 +10,7 @@ mod fuzz;
 mod opencl;
 pub mod oracle;
 pub mod packed;
+mod programs;
 mod python;
 mod rng;
 
@@ -18,9 +19,10 @@ use std::path::{Path, PathBuf};
 pub use artifact::{Scratch, build_once, scratch};
 pub use fuzz::fuzz_inputs;
 pub use opencl::{OPENCL_EXPECTED, OpenClRuntimes};
+pub use programs::{PROGRAMS, PROGRAMS_EXPECTED, has_program, program_is_installed};
 pub use python::{
     client_python, onnx_python, openai_python, python, python_environment, run_python,
-    run_python_in,
+    run_python_in, web_python,
 };
 pub use rng::Rng;
 

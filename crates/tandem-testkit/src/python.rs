@@ -30,6 +30,16 @@ pub fn onnx_python() -> PathBuf {
     INTERPRETER.clone()
 }
 
+/// As [`python()`], with the packages of `testdata/web-requirements.txt`.
+///
+/// # Panics
+/// As [`python()`].
+pub fn web_python() -> PathBuf {
+    static INTERPRETER: LazyLock<PathBuf> =
+        LazyLock::new(|| prepare("test-web", "web-requirements.txt"));
+    INTERPRETER.clone()
+}
+
 /// As [`python()`], with the packages of `testdata/openai-requirements.txt`.
 ///
 /// # Panics

@@ -55,9 +55,11 @@ enum Command {
     Calibrate(commands::calibrate::CalibrateArgs),
     Plan(commands::plan::PlanArgs),
     Policies(commands::policies::PoliciesArgs),
+    Report(commands::report_session::ReportArgs),
     Devices(commands::devices::DevicesArgs),
     Doctor(commands::doctor::DoctorArgs),
     Completions(commands::completions::CompletionsArgs),
+    Man(commands::man::ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -78,8 +80,10 @@ fn main() -> ExitCode {
         Command::Calibrate(args) => commands::calibrate::calibrate(&args),
         Command::Plan(args) => commands::plan::plan(&args),
         Command::Policies(args) => commands::policies::policies(&args),
+        Command::Report(args) => commands::report_session::report(&args),
         Command::Devices(args) => commands::devices::list(&args),
         Command::Doctor(args) => commands::doctor::doctor(&args),
+        Command::Man(args) => commands::man::man::<Cli>(&args),
         Command::Completions(args) => commands::completions::completions::<Cli>(&args),
     };
     match result {

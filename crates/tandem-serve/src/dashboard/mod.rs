@@ -1,5 +1,6 @@
 //! The page for people, and what it shows.
 
+mod page;
 mod state;
 
 use std::collections::VecDeque;
@@ -23,8 +24,6 @@ pub use state::{
     BandwidthState, EngineState, PlanState, PlanStep, Span, TimelineState, TokenState,
 };
 
-/// The page; it needs nothing from anywhere else.
-const PAGE: &str = include_str!("../../assets/index.html");
 /// Points of the curves: a minute's.
 const POINTS: usize = 120;
 /// Bytes of a megabyte.
@@ -38,7 +37,7 @@ pub(crate) async fn page() -> impl IntoResponse {
     // Nothing from elsewhere can run in it, and no other page can show it as its own.
     let policy = "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; \
                   img-src 'self' data: blob:; frame-ancestors 'none'";
-    ([(header::CONTENT_SECURITY_POLICY, policy)], Html(PAGE))
+    ([(header::CONTENT_SECURITY_POLICY, policy)], Html(page::PAGE))
 }
 
 /// What the dashboard shows: docs/server.md defines the fields.

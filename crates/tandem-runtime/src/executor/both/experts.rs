@@ -101,7 +101,7 @@ impl Both<'_> {
             let (mut at, mut rest) = (0, Vec::with_capacity(N));
             for Results { which, rows, room, before, after, .. } in &mut results {
                 let len = room.len();
-                let out = Split::lend(&mut **room, at, copy.as_ref(), scope)?;
+                let out = Split::lend(room, at, copy.as_ref(), scope)?;
                 products.experts((layer, *which), &uses, (what, &lent), &out)?;
                 at += len;
                 rest.push((*which, *rows, &mut **before, &mut **after));

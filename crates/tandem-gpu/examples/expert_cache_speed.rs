@@ -94,8 +94,7 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let device = tandem_gpu::find_device(&args.device.parse()?, 0, 0)?;
     let sharing = args.own_memory.then_some(Sharing::None);
-    let options =
-        GpuOptions { sharing, cache: ProgramCache::of_user(), ..GpuOptions::default() };
+    let options = GpuOptions { sharing, cache: ProgramCache::of_user(), ..GpuOptions::default() };
     let gpu = Gpu::open(device, options)?;
     let info = gpu.device().info();
     println!("# Expert cache on {}, driver {}\n", info.full_name(), info.driver);

@@ -92,12 +92,12 @@ impl Executor {
     /// The next step back that changes anything; `None` where there is none but to put the GPU aside.
     pub(super) fn degrade(&mut self, failure: &GpuError) -> Option<DegradationStep> {
         let steps = self.fallback.settings.steps.clone();
-        let mut rest = steps.into_iter().skip(self.fallback.passed);
+        let rest = steps.into_iter().skip(self.fallback.passed);
         // Nothing less helps where there is no device any more.
         if failure.is_lost() {
             return None;
         }
-        while let Some(step) = rest.next() {
+        for step in rest {
             self.fallback.passed += 1;
             if step == DegradationStep::FullCpuMode {
                 return None;

@@ -35,7 +35,7 @@ impl Traffic {
             Placement::Split(ratio) => (bytes as f64 * f64::from(ratio)).round() as u64,
             // As if all experts were as likely.
             Placement::Experts(range) => {
-                let share = range.len() as f64 / checkpoint.config().n_experts as f64;
+                let share = range.count() as f64 / checkpoint.config().n_experts as f64;
                 (bytes as f64 * share).round() as u64
             }
         };

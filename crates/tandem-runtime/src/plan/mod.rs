@@ -48,7 +48,7 @@ impl ExpertRange {
     }
 
     /// How many they are.
-    pub const fn len(self) -> usize {
+    pub const fn count(self) -> usize {
         (self.last - self.first) as usize + 1
     }
 }

@@ -34,7 +34,7 @@ pub fn testdata(rel: &str) -> PathBuf {
 }
 
 /// The workspace this crate was compiled in.
-fn workspace_root() -> &'static Path {
+pub fn workspace_root() -> &'static Path {
     let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
     crate_dir.ancestors().nth(2).expect("the crate lies in crates/tandem-testkit")
 }

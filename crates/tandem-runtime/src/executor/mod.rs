@@ -32,7 +32,7 @@ use crate::profile::{Operation, Profile};
 use activations::Activations;
 use batch::Batch;
 use cpu::CpuInput;
-use igpu::Igpu;
+use igpu::{Igpu, Times};
 use pass::Pass;
 
 pub(crate) use activations::{Activation, Memory};
@@ -62,6 +62,7 @@ pub struct Executor {
     input: CpuInput,
     profile: Profile,
     instruments: Instruments,
+    gpu_times_in_profile: bool,
 }
 
 impl Executor {
@@ -130,6 +131,7 @@ impl Executor {
             input: CpuInput::default(),
             profile: Profile::default(),
             instruments: Instruments::default(),
+            gpu_times_in_profile: false,
             model,
         }
     }
@@ -154,10 +156,10 @@ impl Executor {
         &self.instruments
     }
 
-    /// Has passes watched, and held back, from now on. Where events are recorded, kernels' times are as well.
+    /// Has passes watched, and held back, from now on. Where events are recorded, the GPU's are by its own clock.
     pub fn set_instruments(&mut self, instruments: Instruments) {
-        self.record_gpu_times(instruments.recorder().is_on());
         self.instruments = instruments;
+        self.keep_gpu_times();
     }
 
     /// Why the GPU was put aside, if it was: what it failed at was computed on the CPU, and so is everything since.
@@ -176,8 +178,18 @@ impl Executor {
 
     /// Whether the [profile](Self::profile) is to have the times that kernels took on the GPU, which costs it a little.
     pub fn record_gpu_times(&mut self, wanted: bool) {
+        self.gpu_times_in_profile = wanted;
+        self.keep_gpu_times();
+    }
+
+    fn keep_gpu_times(&mut self) {
+        let times = match (self.gpu_times_in_profile, self.instruments.recorder().is_on()) {
+            (true, _) => Times::Kernels,
+            (false, true) => Times::Steps,
+            (false, false) => Times::Off,
+        };
         if let Some(igpu) = &mut self.igpu {
-            igpu.record_times(wanted);
+            igpu.keep_times(times);
         }
     }
 
@@ -357,6 +369,7 @@ impl Executor {
             batch,
             instruments: &self.instruments,
             packet: self.instruments.next_packet(),
+            gave_up: false,
         };
         let plan = self.planner.plan(tokens, batch.longest());
         self.cpu.team().in_turn(self.threads.for_tokens(tokens), || pass.run(plan))?;

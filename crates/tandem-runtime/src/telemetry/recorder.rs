@@ -66,6 +66,11 @@ impl Recorder {
         self.record_activity(Activity::Compute, task, started, ended, bytes);
     }
 
+    /// A mark for what is recorded afterwards: this thread runs `task` until it is dropped.
+    pub(crate) fn mark(&self, task: Task) -> Option<Mark> {
+        self.is_on().then(|| Mark::begin(task))
+    }
+
     /// As [`Self::record`], of a task that has failed.
     pub fn record_failure(
         &self,

@@ -8,10 +8,13 @@
 mod runtimes;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/watched.rs"]
+mod watched_support;
 
 mod failure;
 mod golden;
 mod packed;
+mod watched;
 mod work;
 
 use std::path::Path;

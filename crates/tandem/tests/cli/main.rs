@@ -10,6 +10,7 @@ mod onnx;
 mod other;
 mod plan;
 mod run;
+mod telemetry;
 mod threads;
 
 use std::path::PathBuf;

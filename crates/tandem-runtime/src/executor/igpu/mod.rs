@@ -8,9 +8,8 @@ mod cost;
 mod lent;
 mod products;
 mod steps;
+mod times;
 mod weights;
-
-use std::time::Instant;
 
 use tandem_gpu::ops::{self, Heads, Precision, QuantizedVec};
 use tandem_gpu::{Gpu, GpuVec, Scope, Sharing};
@@ -28,6 +27,8 @@ pub(super) use cost::cost;
 use lent::Lent;
 pub(super) use products::Products;
 use steps::Enqueue;
+use times::StepTimes;
+pub(super) use times::Times;
 use weights::{DeviceWeights, missing_kernels};
 pub(super) use weights::{Expert, of_layer};
 
@@ -40,10 +41,7 @@ pub(super) struct Igpu {
     refused: [Option<String>; Operation::ALL.len()],
     /// Of the newest pass's KV caches, where memory is not shared.
     copies: Vec<CacheCopy>,
-    /// Whether times of kernels are kept.
-    recording: bool,
-    /// Those of the newest run, step by step.
-    step_times: Vec<(Instant, Instant)>,
+    times: StepTimes,
 }
 
 /// Memory that the GPU alone uses.
@@ -75,15 +73,7 @@ impl Igpu {
             Operation::AttentionCompute => ops::attention_heads_fault(heads(config)),
             _ => missing_kernels(model, operation),
         });
-        Ok(Self {
-            gpu,
-            weights,
-            room,
-            refused,
-            copies: Vec::new(),
-            recording: false,
-            step_times: Vec::new(),
-        })
+        Ok(Self { gpu, weights, room, refused, copies: Vec::new(), times: StepTimes::default() })
     }
 
     pub(super) fn gpu(&self) -> &Gpu {
@@ -195,7 +185,7 @@ impl Pass<'_> {
         })?;
         let Some(&last) = steps.last() else { return Ok(()) };
         self.profile.waited(last.operation);
-        igpu.add_times(self.profile, first, &marks)?;
+        igpu.take_times(self.profile, first, &marks)?;
         self.input.clear();
         if own_memory {
             for layer in attended {

@@ -77,7 +77,7 @@ pub(super) fn markdown(rows: &[Row]) -> String {
 /// All columns, whatever takes part.
 pub(super) fn csv(rows: &[Row]) -> String {
     let mut text = "model,size_bytes,params,backend,threads,test,tokens_per_second,read_bandwidth,\
-                    int8_peak,roofline,barriers_per_token,waits_per_token,igpu_share,sequences,used_bandwidth\n"
+                    int8_peak,roofline,barriers_per_token,waits_per_token,igpu_share,used_bandwidth,sequences\n"
         .to_owned();
     for r in rows {
         let share = r.roofline.map_or_else(String::new, |share| format!("{share:.4}"));
@@ -87,7 +87,7 @@ pub(super) fn csv(rows: &[Row]) -> String {
         // Names of files and devices may have commas.
         let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
         text += &format!(
-            "{},{},{},{},{},{},{:.3},{:.0},{:.0},{share},{barriers},{waits},{igpu},{},{:.0}\n",
+            "{},{},{},{},{},{},{:.3},{:.0},{:.0},{share},{barriers},{waits},{igpu},{:.0},{}\n",
             quoted(&r.model),
             r.size_bytes,
             r.params,
@@ -97,8 +97,8 @@ pub(super) fn csv(rows: &[Row]) -> String {
             r.tokens_per_second,
             r.read_bandwidth,
             r.int8_peak,
-            r.sequences,
-            r.used_bandwidth
+            r.used_bandwidth,
+            r.sequences
         );
     }
     text.trim_end().to_owned()

@@ -73,6 +73,9 @@ pub enum RuntimeError {
         /// Texts that are read or written.
         running: usize,
     },
+    /// Another process that computes says so.
+    #[error("{0}")]
+    Elsewhere(String),
     /// The engine takes no more texts.
     #[error("the engine has stopped")]
     EngineStopped,
@@ -95,6 +98,22 @@ pub enum RuntimeError {
         id: u32,
         /// The model's vocabulary.
         vocab_size: usize,
+    },
+    /// The answer cannot go on as its constraint wants.
+    #[error("the answer's grammar: {message}")]
+    Constraint {
+        /// What the constraint says.
+        message: String,
+    },
+    /// An operation cannot be run by itself as it was asked for.
+    #[error("{field}: expected {expected}, found {found}")]
+    Operation {
+        /// What is not as it must be.
+        field: &'static str,
+        /// What it must be.
+        expected: String,
+        /// What it is.
+        found: String,
     },
     /// Logits are NaN or infinite.
     #[error(

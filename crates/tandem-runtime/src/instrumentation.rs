@@ -105,6 +105,11 @@ impl Instrumentation {
         lock(&self.telemetry).as_ref().map(Telemetry::summary)
     }
 
+    /// How the memory is watched.
+    pub fn monitor_params(&self) -> MonitorParams {
+        self.monitor.params()
+    }
+
     /// Use of the memory over the moving window.
     pub fn bandwidth(&self) -> BandwidthStats {
         self.monitor.window()

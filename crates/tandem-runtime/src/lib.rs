@@ -21,21 +21,24 @@ mod sampling;
 mod stop;
 pub mod telemetry;
 mod ticker;
+mod usual;
 
 pub use device::Device;
 mod text;
 
 pub use engine::{
-    DeviceDescription, Engine, EngineLoad, EngineOptions, EngineSetup, Event, Handle,
+    Cancel, DeviceDescription, Engine, EngineLoad, EngineOptions, EngineSetup, Event, Handle,
     StepDescription, Throughput,
 };
 pub use error::{Result, RuntimeError};
 pub use executor::{
-    DEFAULT_BATCH, Executor, Instruments, LogitsFor, RouterTrace, Segment, Threads, evaluate,
+    DEFAULT_BATCH, Degradation, Executor, Instruments, LogitsFor, OperationInput, OperationRequest,
+    OperationResult, OperationShape, RouterTrace, Segment, Threads, evaluate,
 };
 pub use instrumentation::{Instrumentation, InstrumentationParams};
 pub use model::Model;
 pub use profile::{Cost, Operation, Profile};
-pub use sampling::{Sampler, SamplingParams};
+pub use sampling::{Constraint, Sampler, SamplingParams, TokenLogprobs};
 pub use stop::{Filtered, StopFilter};
-pub use text::{FinishReason, Generated, Request, Session};
+pub use text::{FinishReason, Generated, Listener, Output, Request, Session};
+pub use usual::fresh_seed;

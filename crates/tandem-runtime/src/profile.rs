@@ -88,6 +88,11 @@ impl Operation {
         !matches!(self, Self::Embedding | Self::FinalLayernorm | Self::LmHead)
     }
 
+    /// Whether it multiplies with experts' matrices.
+    pub const fn is_of_experts(self) -> bool {
+        matches!(self, Self::ExpertFfnW1 | Self::ExpertFfnW2)
+    }
+
     /// Whether two devices can share it: products with weights large enough, whose rows do not need each other.
     pub const fn can_be_split(self) -> bool {
         matches!(

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tandem_cpu::Cpu;
-use tandem_gpu::Gpu;
+use tandem_gpu::{CacheStatistics, Gpu};
 use tandem_memory::{Allocator, Packing, SystemMemory};
 use tandem_model::chat::{ChatTemplate, Message};
 use tandem_model::{Checkpoint, Text};
@@ -50,6 +50,9 @@ impl Engine {
             for refusal in refusals(&executor, compute) {
                 note!("{refusal}");
             }
+            if let Some(experts) = executor.expert_memory() {
+                note!("{experts}");
+            }
         }
         let load_time = started.elapsed();
         let watch = Watch::start(telemetry, &mut executor, &placing)?;
@@ -69,11 +72,9 @@ impl Engine {
     pub(crate) fn request(&self, options: &GenerateOptions) -> Request {
         Request {
             max_tokens: options.max_tokens,
-            sampling: options.sampling(),
-            stop_ids: self.checkpoint.special_ids().stop.clone(),
             stop_strings: options.stop.clone(),
             lookup: options.lookup,
-            continues_prompt: false,
+            ..Request::new(options.sampling(), self.checkpoint.special_ids().stop.clone())
         }
     }
 
@@ -143,6 +144,22 @@ pub(crate) fn note_failure(executor: &Executor) -> bool {
     executor.gpu_failure().is_some()
 }
 
+/// What the GPU's cache of experts has done so far, where there is one.
+pub(crate) fn expert_cache(executor: &Executor) -> anyhow::Result<Option<CacheStatistics>> {
+    Ok(executor.expert_cache()?)
+}
+
+/// One line for the user: the same.
+pub(crate) fn describe_expert_cache(done: &CacheStatistics) -> String {
+    format!(
+        "expert cache: {:.1} % of {} uses found their expert; {:.1} MB uploaded, {:.1} % of that time beside kernels",
+        100.0 * done.hit_rate(),
+        done.hits + done.misses,
+        done.bytes as f64 / 1e6,
+        100.0 * done.overlap(),
+    )
+}
+
 /// Opens a model by path or hub name, the demo model without one, and applies the options that change its config.
 pub(crate) fn open(model: Option<&str>, compute: &ComputeOptions) -> anyhow::Result<Checkpoint> {
     let mut checkpoint = Checkpoint::open(&locate(model)?)?;
@@ -160,7 +177,7 @@ pub(crate) fn executor(
     placing: &mut Placing,
 ) -> anyhow::Result<Executor> {
     let threads = threads::counts(compute);
-    let (model, gpu) = load(checkpoint, threads.team_size(), placing)?;
+    let (model, gpu) = load(checkpoint, compute, placing)?;
     let team = threads::team(threads, compute.pin)?;
     let cpu = || match compute.isa {
         Some(isa) => Cpu::with_isa(Arc::clone(&team), isa).context("--isa"),
@@ -170,22 +187,31 @@ pub(crate) fn executor(
         let planner = placing.planner(checkpoint);
         let model = Arc::clone(&model);
         match Executor::with_devices(model, cpu()?, threads, compute.batch, gpu, planner) {
-            Ok(executor) => return Ok(executor),
+            Ok(executor) => return Ok(directed(executor, placing)),
             Err(error) => placing.give_up(&error.to_string()),
         }
     }
     if let Some(reason) = &placing.missing {
         note!("{}", placement::without_gpu(reason));
     }
-    Ok(Executor::with_cpu(model, cpu()?, threads, compute.batch))
+    Ok(directed(Executor::with_cpu(model, cpu()?, threads, compute.batch), placing))
+}
+
+/// An executor that follows all that a config says, where there is one.
+fn directed(mut executor: Executor, placing: &Placing) -> Executor {
+    if let Some(config) = placing.config() {
+        executor.direct(config, placing.choices(), config.scheduling().policy, None);
+    }
+    executor
 }
 
 /// The weights, and the GPU that uses them where they are, if one takes part.
 fn load(
     checkpoint: &Checkpoint,
-    threads: usize,
+    compute: &ComputeOptions,
     placing: &mut Placing,
 ) -> anyhow::Result<(Arc<Model>, Option<Gpu>)> {
+    let threads = threads::counts(compute).team_size();
     let bytes = checkpoint.summary().total().bytes;
     let load_in = |memory: &dyn Allocator| {
         let bar = progress::bytes(bytes, "loading");
@@ -195,6 +221,9 @@ fn load(
         model.map(Arc::new)
     };
     if let Some(gpu) = placing.open_gpu() {
+        if let Some(fault) = compute.gpu_fault {
+            gpu.fail_after(0, fault);
+        }
         match load_in(gpu.memory()) {
             Ok(model) => return Ok((model, Some(gpu))),
             // Whatever is wrong with the files is wrong with other memory too.

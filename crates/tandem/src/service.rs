@@ -61,7 +61,7 @@ pub(crate) struct Service {
     /// Turns text into ids and back.
     pub(crate) tokenizer: Arc<Tokenizer>,
     /// How conversations are written; none where the model has no template.
-    pub(crate) template: Option<ChatTemplate>,
+    pub(crate) template: Option<Arc<ChatTemplate>>,
     /// The model.
     pub(crate) model: ServedModel,
     /// One line: what runs where, and why.
@@ -94,7 +94,7 @@ impl Service {
         let ServiceOptions { compute, .. } = options;
         let checkpoint = engine::open(options.model.model.as_deref(), compute)?;
         let Text { tokenizer, template, .. } = checkpoint.text()?;
-        let tokenizer = Arc::new(tokenizer);
+        let (tokenizer, template) = (Arc::new(tokenizer), template.map(Arc::new));
         let mut placing = Placing::new(&checkpoint, compute, &options.place)?;
         let executor = engine::executor(&checkpoint, compute, &mut placing)?;
         let context = engine::context(&checkpoint, compute)?;
@@ -104,7 +104,7 @@ impl Service {
             instrumentation: Some(instrumentation),
             partition: Some(placing.partition().clone()),
             choices: placing.choices().cloned(),
-            policy: options.policy.unwrap_or_default(),
+            policy: options.policy.unwrap_or(placing.partition().scheduling().policy),
             cpu_name: Some(threads::cpu_name()),
         };
         let engine_options = EngineOptions {

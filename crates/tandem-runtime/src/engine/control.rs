@@ -7,7 +7,7 @@ use super::{DeviceDescription, Engine, EngineOptions, StepDescription, Throughpu
 use crate::bandwidth::{BandwidthStats, TokenMetrics};
 use crate::calibrate::Choices;
 use crate::error::{Result, RuntimeError};
-use crate::executor::Executor;
+use crate::executor::{Degradation, Executor};
 use crate::instrumentation::Instrumentation;
 use crate::partition::Partition;
 use crate::plan::PassSize;
@@ -80,6 +80,11 @@ impl Engine {
         devices
     }
 
+    /// What was changed because the GPU failed, in the order in which that happened.
+    pub fn degradations(&self) -> Vec<Degradation> {
+        self.status.degradations()
+    }
+
     /// Where each step of a pass is computed, and why there.
     pub fn plan(&self, pass: PassSize) -> Vec<StepDescription> {
         let failure = self.status.gpu_failure();
@@ -97,21 +102,32 @@ impl Engine {
     /// # Errors
     /// Where the engine has stopped.
     pub fn set_policy(&self, policy: PolicyKind) -> Result<()> {
-        self.run_on_executor(|_| ())?;
-        self.steering().policy = policy;
+        let mut steering = self.steering();
+        let next = policy.policy(&steering.partition);
+        self.run_on_executor(move |executor| drop(executor.set_policy(next)))?;
+        steering.policy = policy;
         Ok(())
     }
 
-    /// Other plans are followed from now on: before the next round.
+    /// Another config counts from now on: before the next round. What of it [needs a new start](Partition::needs_restart)
+    /// counts after that only.
     ///
     /// # Errors
     /// Where the engine has stopped.
     pub fn reload(&self, partition: Partition) -> Result<()> {
         // Who reloads at the same time waits, lest what is said and what is done differ.
         let mut steering = self.steering();
-        let planner = partition.planner(&self.config, steering.choices.as_ref());
-        self.run_on_executor(move |executor| executor.set_planner(planner))?;
-        steering.partition = partition;
+        let partition = partition.under(steering.partition.conditions());
+        let policy = partition.scheduling().policy;
+        let (next, choices) = (partition.clone(), steering.choices.clone());
+        let watch = self.instrumentation.clone();
+        self.run_on_executor(move |executor| {
+            if let Some(watch) = &watch {
+                executor.set_instruments(watch.set_heavy(next.bandwidth().heavy()));
+            }
+            executor.direct(&next, choices.as_ref(), policy, watch);
+        })?;
+        (steering.partition, steering.policy) = (partition, policy);
         Ok(())
     }
 

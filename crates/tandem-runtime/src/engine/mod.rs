@@ -29,7 +29,8 @@ use crate::sampling::Sampler;
 use crate::text::{Request, check_prompt};
 use control::Steering;
 pub use describe::{DeviceDescription, StepDescription};
-pub use handle::{Event, Handle};
+use handle::Job;
+pub use handle::{Cancel, Event, Handle};
 use queue::Queue;
 use rounds::Rounds;
 use status::Status;
@@ -65,7 +66,7 @@ pub struct EngineLoad {
 pub struct EngineSetup {
     /// What watches its passes, and holds them back.
     pub instrumentation: Option<Arc<Instrumentation>>,
-    /// What the executor's plans were made from; without it all operations are the CPU's.
+    /// What the executor is to follow; without it, its plans are taken as they are.
     pub partition: Option<Partition>,
     /// What calibration chose, where the partition asks for it.
     pub choices: Option<Choices>,
@@ -100,7 +101,7 @@ impl Engine {
         Self::start_with(executor, tokenizer, options, EngineSetup::default())
     }
 
-    /// As [`Self::start`], watched and steered. The executor's plans are taken as they are.
+    /// As [`Self::start`], watched and steered.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -122,6 +123,9 @@ impl Engine {
         let EngineSetup { instrumentation, partition, choices, policy, cpu_name } = setup;
         if let Some(instrumentation) = &instrumentation {
             executor.set_instruments(instrumentation.instruments());
+        }
+        if let Some(partition) = &partition {
+            executor.direct(partition, choices.as_ref(), policy, instrumentation.clone());
         }
         let recorder = executor.instruments().recorder().clone();
         let (queue, status) = (Arc::new(Queue::new(recorder)), Arc::new(Status::default()));
@@ -155,13 +159,61 @@ impl Engine {
     /// Where the prompt is empty, too long or not of this vocabulary, a parameter is out of range, as many texts wait
     /// as may, or the engine has stopped.
     pub fn submit(&self, prompt: Vec<u32>, request: Request) -> Result<Handle> {
-        check_prompt(&prompt, self.options.context)?;
-        check_ids(&prompt, self.config.vocab_size)?;
-        // Only to see whether it can be made.
-        Sampler::new(request.sampling.clone())?;
-        let (handle, job) = handle::channel(prompt, Request { lookup: 0, ..request });
-        self.queue.push(job, self.options.max_waiting)?;
+        let (handle, job) = handle::channel(prompt, request);
+        self.push(job)?;
         Ok(handle)
+    }
+
+    /// As [`Self::submit`], for those who would rather be told than wait: the engine's thread calls `listener` with every
+    /// event, and drops it after the last one. It should return at once.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn submit_to(
+        &self,
+        prompt: Vec<u32>,
+        request: Request,
+        listener: impl FnMut(Event) + Send + 'static,
+    ) -> Result<Cancel> {
+        let (cancel, job) = handle::told(prompt, request, listener);
+        self.push(job)?;
+        Ok(cancel)
+    }
+
+    /// As [`Self::submit_to`], for a text that another has begun: so many tokens at the prompt's end are the answer's
+    /// beginning. What the listener hears comes after them.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn resume_to(
+        &self,
+        prompt: Vec<u32>,
+        written: usize,
+        request: Request,
+        listener: impl FnMut(Event) + Send + 'static,
+    ) -> Result<Cancel> {
+        let (cancel, job) = handle::told(prompt, request, listener);
+        self.push(Job { written, ..job })?;
+        Ok(cancel)
+    }
+
+    fn push(&self, job: Job) -> Result<()> {
+        check_prompt(&job.prompt, self.options.context)?;
+        check_ids(&job.prompt, self.config.vocab_size)?;
+        // Only to see whether it can be made.
+        Sampler::new(job.request.sampling.clone())?;
+        let request = Request { lookup: 0, ..job.request };
+        self.queue.push(Job { request, ..job }, self.options.max_waiting)
+    }
+
+    /// The model's dimensions.
+    pub fn config(&self) -> &PhimoeConfig {
+        &self.config
+    }
+
+    /// Whether the engine takes texts.
+    pub fn is_running(&self) -> bool {
+        self.queue.is_open()
     }
 
     /// How busy the engine is.

@@ -128,6 +128,10 @@ impl Queue {
         self.changed.notify_one();
     }
 
+    pub(super) fn is_open(&self) -> bool {
+        self.state().doors == Doors::Open
+    }
+
     pub(super) fn load(&self) -> EngineLoad {
         let state = self.state();
         EngineLoad { running: state.running, waiting: state.waiting() }
@@ -153,14 +157,7 @@ mod tests {
     use crate::text::Request;
 
     fn job(number: u32) -> (Handle, Job) {
-        let request = Request {
-            max_tokens: None,
-            sampling: SamplingParams::GREEDY,
-            stop_ids: vec![],
-            stop_strings: vec![],
-            lookup: 0,
-            continues_prompt: false,
-        };
+        let request = Request::new(SamplingParams::GREEDY, vec![]);
         channel(vec![number], request)
     }
 

@@ -64,7 +64,7 @@ impl<'a> Rounds<'a> {
     }
 
     fn begin(&mut self, job: Job) {
-        let Job { prompt, request, reply } = job;
+        let Job { prompt, written, request, mut reply } = job;
         if reply.is_cancelled() {
             return reply.send(Event::Finished(Generated::unread(prompt.len())));
         }
@@ -75,7 +75,9 @@ impl<'a> Rounds<'a> {
         };
         let begun = self.context(&prompt).and_then(|mut context| {
             let listener = Box::new(listener);
-            let text = Generation::new(&mut context, self.tokenizer, prompt, &request, listener)?;
+            let tokenizer = self.tokenizer;
+            let text =
+                Generation::resuming(&mut context, tokenizer, prompt, written, &request, listener)?;
             Ok((text, context))
         });
         match begun {
@@ -128,10 +130,11 @@ impl<'a> Rounds<'a> {
     /// What each text is to go through the model with, where it is its turn.
     fn steps(&mut self) -> Vec<Option<Step>> {
         let written = self.running.iter().filter(|running| !running.text.is_reading()).count();
-        let batch = self.executor.batch();
+        self.executor.set_waiting(self.queue.load().waiting);
+        let (batch, limit) = (self.executor.batch(), self.executor.pass_limit());
         let mut room = match written {
-            0 => batch,
-            _ => self.options.prefill_chunk.min(batch - written),
+            0 => limit,
+            _ => self.options.prefill_chunk.min(batch - written).min(limit),
         };
         let step = |Running { text, context, .. }: &mut Running<'a>| {
             if !text.is_reading() {
@@ -185,8 +188,9 @@ impl Running<'_> {
         let (ids, text) = (self.text.ids(), self.text.text());
         let (ids_told, bytes_told) = std::mem::replace(&mut self.told, (ids.len(), text.len()));
         if (ids_told, bytes_told) != self.told {
+            let logprobs = self.text.logprobs().get(ids_told..).unwrap_or_default().to_vec();
             let (ids, text) = (ids[ids_told..].to_vec(), text[bytes_told..].to_owned());
-            self.reply.send(Event::Tokens { ids, text });
+            self.reply.send(Event::Tokens { ids, logprobs, text });
         }
     }
 }
@@ -215,14 +219,8 @@ mod tests {
     }
 
     fn begin(rounds: &mut Rounds<'_>, prompt: Vec<u32>, max_tokens: usize) -> Handle {
-        let request = Request {
-            max_tokens: Some(max_tokens),
-            sampling: SamplingParams::GREEDY,
-            stop_ids: vec![],
-            stop_strings: vec![],
-            lookup: 0,
-            continues_prompt: false,
-        };
+        let mut request = Request::new(SamplingParams::GREEDY, vec![]);
+        request.max_tokens = Some(max_tokens);
         let (handle, job) = channel(prompt, request);
         rounds.begin(job);
         handle

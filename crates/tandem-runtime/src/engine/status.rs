@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::executor::Executor;
+use crate::executor::{Degradation, Executor};
 
 /// The moving average is over so much time.
 const WINDOW: Duration = Duration::from_secs(5);
@@ -39,6 +39,7 @@ struct State {
     /// As they were at the ends of the newest rounds.
     recent: VecDeque<(Instant, u64, u64)>,
     gpu_failure: Option<String>,
+    degradations: Vec<Degradation>,
 }
 
 impl Status {
@@ -68,6 +69,9 @@ impl Status {
         while state.recent.get(1).is_some_and(|(at, ..)| now - *at > WINDOW) {
             state.recent.pop_front();
         }
+        if state.degradations.len() < executor.degradations().len() {
+            state.degradations = executor.degradations().to_vec();
+        }
         if state.gpu_failure.is_none() {
             state.gpu_failure = executor.gpu_failure().map(ToString::to_string);
         }
@@ -94,6 +98,11 @@ impl Status {
             prompt_tokens: state.read,
             rounds: state.rounds,
         }
+    }
+
+    /// What was changed because the GPU failed.
+    pub(super) fn degradations(&self) -> Vec<Degradation> {
+        self.state().degradations.clone()
     }
 
     /// Why the GPU was put aside, if it was.

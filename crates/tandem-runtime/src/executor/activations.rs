@@ -9,7 +9,9 @@ use tandem_memory::{AlignedBuffer, AllocError, Allocator, Element};
 use tandem_model::PhimoeConfig;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 
+use super::igpu::Igpu;
 use crate::experts::ExpertUses;
+use crate::plan::Step;
 use crate::profile::Operation as Op;
 
 /// Where activations come from.
@@ -202,6 +204,20 @@ impl Activations {
         self.uses.resize(memory, tokens, c.n_experts)
     }
 
+    /// The experts that the batch uses, where steps that compute them on a GPU must know.
+    pub(super) fn used_experts(
+        &mut self,
+        igpu: &Igpu,
+        steps: &[Step],
+    ) -> tandem_gpu::Result<Vec<usize>> {
+        let of_experts = |step: &Step| matches!(step.operation, Op::ExpertFfnW1 | Op::ExpertFfnW2);
+        if igpu.expert_memory().cache().is_none() || !steps.iter().any(of_experts) {
+            return Ok(Vec::new());
+        }
+        self.uses.starts.download(igpu.gpu())?;
+        Ok(self.uses.experts().map(|(expert, _)| usize::from(expert)).collect())
+    }
+
     /// Where a layer's experts are in [`Self::chosen`].
     pub(super) fn choices(&self, layer: usize) -> Range<usize> {
         let uses = self.chosen_weights.len();
@@ -255,6 +271,25 @@ impl Activations {
             Op::ExpertFfnW1 | Op::ExpertFfnW2 | Op::ExpertGather => self.uses.download(gpu),
             _ => Ok(()),
         }
+    }
+
+    /// Brings what an operation has written back from such a GPU.
+    pub(super) fn download_output(&mut self, gpu: &Gpu, of: Op) -> tandem_gpu::Result<()> {
+        let written: &mut [&mut Activation<f32>] = match of {
+            Op::Embedding | Op::AttentionOutputProj | Op::ExpertGather => &mut [&mut self.x],
+            Op::AttentionLayernorm | Op::MoeLayernorm | Op::FinalLayernorm => {
+                &mut [&mut self.normed]
+            }
+            Op::AttentionQkvProj => &mut [&mut self.q, &mut self.k, &mut self.v],
+            Op::AttentionCompute => &mut [&mut self.mixed],
+            Op::RouterLogits => &mut [&mut self.router],
+            Op::ExpertDispatch => return self.uses.download(gpu),
+            Op::ExpertFfnW1 => &mut [&mut self.gate, &mut self.up],
+            Op::ExpertFfnActivation => &mut [&mut self.gate],
+            Op::ExpertFfnW2 => &mut [&mut self.down],
+            Op::ExpertSelection | Op::LmHead => return self.download_results(gpu, of),
+        };
+        written.iter_mut().try_for_each(|activation| activation.download(gpu))
     }
 
     /// Brings what others than operations look at back from such a GPU: choices of experts, and logits.

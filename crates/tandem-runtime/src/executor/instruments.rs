@@ -92,6 +92,11 @@ impl Instruments {
         Some(self.numbers.newest_decode.load(Ordering::Relaxed)).filter(|&number| number > 0)
     }
 
+    /// Whether an operation holds the bandwidth token.
+    pub(super) fn is_heavy(&self, operation: Op) -> bool {
+        self.token.as_ref().is_some_and(|(_, heavy)| heavy.contains(operation))
+    }
+
     /// Whether nothing watches, and nothing holds back.
     fn are_off(&self) -> bool {
         !self.recorder.is_on()
@@ -149,7 +154,7 @@ impl Pass<'_> {
         let bytes = [after.bytes - before.bytes, after.gpu_bytes - before.gpu_bytes];
         let moved = match first.placement {
             Placement::Cpu => self.on_cpu_was(first, start, bytes[0]),
-            Placement::Split(_) => self.on_both_was(first, start, bytes),
+            Placement::Split(_) | Placement::Experts(_) => self.on_both_was(first, start, bytes),
             Placement::Igpu => self.on_igpu_was(steps, start),
         };
         if let Some(permit) = &mut permit {
@@ -230,7 +235,7 @@ impl Pass<'_> {
     /// Bytes that the GPU has read for a step. Which experts it chose is seen where memory is shared; else they are as many
     /// as it can have chosen at most.
     fn bytes_on_igpu(&self, step: Step) -> u64 {
-        let bytes = cost(self.model, self.batch, self.caches[0], step).0;
+        let bytes = cost(self.model, self.batch, step, None).0;
         let of_experts = matches!(step.operation, Op::ExpertFfnW1 | Op::ExpertFfnW2);
         let Some(layer) = step.layer.filter(|_| of_experts) else { return bytes as u64 };
         if self.igpu.as_deref().and_then(Igpu::own_memory).is_some() {

@@ -1,9 +1,20 @@
 //! How it is decided where steps are computed while the engine runs.
 
+mod adaptive;
+mod bandwidth_aware;
+mod decide;
+mod idle;
+
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::partition::Partition;
+pub use adaptive::Adaptive;
+pub use bandwidth_aware::BandwidthAware;
+pub use decide::{Policy, Situation, Static};
+pub use idle::CpuIdle;
 
 /// Which policy decides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +32,18 @@ pub enum PolicyKind {
 impl PolicyKind {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Static, Self::BandwidthAware, Self::Adaptive];
+
+    /// A policy of this kind, as a config wants it.
+    pub fn policy(self, partition: &Partition) -> Box<dyn Policy> {
+        match self {
+            Self::Static => Box::new(Static),
+            Self::BandwidthAware => {
+                let least = partition.scheduling().micro_batch;
+                Box::new(BandwidthAware::new(*partition.bandwidth(), least))
+            }
+            Self::Adaptive => Box::new(Adaptive::default()),
+        }
+    }
 
     /// The name in configs and messages.
     pub const fn name(self) -> &'static str {
@@ -56,8 +79,27 @@ impl FromStr for PolicyKind {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::plan::PassSize;
+    use tandem_model::PhimoeConfig;
+
+    /// A model of one layer.
+    pub(crate) fn one_layer() -> PhimoeConfig {
+        PhimoeConfig { n_layers: 1, ..crate::plan::two_layers() }
+    }
+
+    /// One token of a text, with so much of the bandwidth in use.
+    pub(crate) fn situation(utilization: f64) -> Situation {
+        Situation {
+            pass: PassSize { tokens: 1, context: 1 },
+            reads: false,
+            writes: true,
+            waiting: 0,
+            utilization: Some(utilization),
+            has_igpu: true,
+        }
+    }
 
     #[test]
     fn names_are_read_back() {

@@ -1,7 +1,8 @@
 //! Task marks of Intel's ITT interface, which VTune shows beside its samples (feature `itt`).
 //!
-//! Marks belong to the thread that sets them, and must end in the thread where they began: spans have one, and the steps of
-//! passes. What is only recorded afterwards ([`Recorder::record`](super::Recorder::record)) has none.
+//! Marks belong to the thread that sets them, so spans have them, and such a span must end in the thread where it began.
+//! What is recorded afterwards ([`Recorder::record`](super::Recorder::record)) has none but what was set meanwhile
+//! ([`Recorder::mark`](super::Recorder::mark)).
 
 #[cfg(feature = "itt")]
 mod itt {

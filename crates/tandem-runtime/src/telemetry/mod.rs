@@ -35,6 +35,7 @@ pub use metric::{Metric, UnknownMetric};
 pub use recorder::{Recorder, Span};
 pub use session::{Telemetry, TelemetryError, TelemetryParams};
 pub use summary::{
-    BubbleSummary, DeviceSummary, OperationSummary, OverlapSummary, QueueSummary, Summary,
+    BubbleSummary, DeviceSummary, LayerSummary, OperationSummary, OverlapSummary, QueueSummary,
+    Summary,
 };
 pub use timeline::{Timeline, TimelineEvent};

@@ -42,6 +42,8 @@ pub struct TelemetryParams {
     pub trace: Option<PathBuf>,
     /// Slices and values that the trace has at most, at some 130 bytes each. The first ones are kept.
     pub trace_events: u64,
+    /// Whether tasks are marked for VTune, in programs with the feature `itt`.
+    pub marks: bool,
 }
 
 impl TelemetryParams {
@@ -58,6 +60,7 @@ impl TelemetryParams {
             csv: None,
             trace: None,
             trace_events: 2_000_000,
+            marks: cfg!(feature = "itt"),
         }
     }
 }
@@ -98,7 +101,8 @@ impl Telemetry {
             trace: trace.transpose()?,
         };
         let json = json.as_deref().map(AtomicFile::create).transpose()?;
-        let shared = Arc::new(Shared::new(params.ring, params.layers, params.experts));
+        let shared =
+            Arc::new(Shared::new(params.ring, params.layers, params.experts, params.marks));
         let collector =
             Arc::new(Mutex::new(Collector::new(Arc::clone(&shared), files, params.recent)));
         let collecting = Arc::clone(&collector);

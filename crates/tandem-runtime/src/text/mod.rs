@@ -6,5 +6,6 @@ mod request;
 mod session;
 
 pub(crate) use generation::{Context, Generation, Step, Turn, advance, check_prompt};
+pub use output::{Listener, Output};
 pub use request::{FinishReason, Generated, Request};
 pub use session::Session;

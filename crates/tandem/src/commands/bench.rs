@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use tandem_gpu::CacheStatistics;
 use tandem_model::Checkpoint;
 use tandem_runtime::bench::{self, Test, Work};
 use tandem_runtime::{Executor, Session};
@@ -25,8 +26,10 @@ use crate::{engine, progress};
 /// and how fast it multiplies 8-bit numbers. "roofline" is the share of it that is used: when generating, of the
 /// bandwidth, by the bytes that a token must read; when reading a prompt, of the arithmetic. "barriers" is how often all
 /// threads wait for each other to generate a token. Where a GPU takes part, "waits" is how often the CPU waits for it, and
-/// "GPU" its share of the bytes that are read; the roofline is that of the CPU alone. Rates and shares are medians. With
-/// --background, "GB/s used" is what operations read, by the time they took with their pauses.
+/// "GPU" its share of the bytes that are read; the roofline is that of the CPU alone. Where it has only some of the experts
+/// at a time, "hits" is how many of their uses found them there, and "overlap" how much of the time of uploads no kernel
+/// waited for. Rates and shares are medians. With --background,
+/// "GB/s used" is what operations read, by the time they took with their pauses.
 #[derive(Args)]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
@@ -141,6 +144,8 @@ struct Row {
     waits_per_token: Option<f64>,
     /// Of the bytes that are read, those that the GPU reads.
     igpu_share: Option<f64>,
+    /// What the GPU's cache of experts did, where it has one.
+    expert_cache: Option<CacheStatistics>,
     profile: Vec<profile::Row>,
 }
 
@@ -241,7 +246,9 @@ fn row(
 ) -> anyhow::Result<Row> {
     let Case { test, sequences } = case;
     let total = checkpoint.summary().total();
+    let before = executor.expert_cache()?.unwrap_or_default();
     let measured = case.run(args, executor, session)?;
+    let expert_cache = executor.expert_cache()?.map(|after| after.since(&before));
     let profile = executor.profile().clone();
     let tokens = (args.repetitions * case.tokens()) as f64;
     let (bytes, roofline) = match test.work {
@@ -283,6 +290,7 @@ fn row(
         barriers_per_token: bytes.map(|_| measured.barriers_per_token),
         waits_per_token: executor.gpu().map(|_| measured.waits_per_token),
         igpu_share: executor.gpu().map(|_| profile::igpu_share(&profile)),
+        expert_cache,
     })
 }
 

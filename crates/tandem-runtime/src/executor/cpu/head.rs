@@ -3,7 +3,7 @@
 use tandem_cpu::ops::{self, Largest, LayerNorm, Precision, Product};
 use tandem_model::TensorId;
 
-use super::Activated;
+use crate::executor::input::Activated;
 use crate::executor::pass::Pass;
 use crate::profile::Operation;
 

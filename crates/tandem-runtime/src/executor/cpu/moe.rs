@@ -7,7 +7,7 @@ use tandem_model::catalogue::LayerTensor as L;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 use tandem_model::router::sparsemixer;
 
-use super::Activated;
+use crate::executor::input::Activated;
 use crate::executor::pass::Pass;
 use crate::model::LayerWeights;
 use crate::profile::Operation;

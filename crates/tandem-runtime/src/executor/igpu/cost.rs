@@ -1,6 +1,5 @@
 //! What steps cost on a GPU.
 
-use tandem_memory::KvCache;
 use tandem_model::catalogue::LayerTensor as L;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 
@@ -11,13 +10,14 @@ use crate::plan::Step;
 use crate::profile::Operation as Op;
 use tandem_model::TensorId;
 
-/// Bytes of matrices, keys and values that a step reads, and its arithmetic. Of experts as many are read as the tokens
-/// can choose at most: the choice itself may be the GPU's, and with one token it is no less. `kv` is any of the caches.
+/// Bytes of weights, keys and values that a step reads, and its arithmetic. Of experts those are read that are `used`; where
+/// that is not known, since the choice itself is the GPU's, as many as the tokens can choose at most: with one token it
+/// is no less.
 pub(in crate::executor) fn cost(
     model: &Model,
     batch: &Batch,
-    kv: &KvCache,
     step: Step,
+    used: Option<usize>,
 ) -> (usize, usize) {
     let config = model.config();
     let layer = usize::from(step.layer.unwrap_or_default());
@@ -33,7 +33,7 @@ pub(in crate::executor) fn cost(
     let experts = |tensors: &[L]| {
         let ids: Vec<_> = tensors.iter().map(|&tensor| of_layer(layer, tensor)).collect();
         let (bytes, arithmetic) = dense(&ids, 1);
-        (bytes * uses.min(config.n_experts), arithmetic * uses)
+        (bytes * used.unwrap_or(uses.min(config.n_experts)), arithmetic * uses)
     };
     let of_layer = |tensors: &[L]| {
         let ids: Vec<_> = tensors.iter().map(|&tensor| of_layer(layer, tensor)).collect();
@@ -41,7 +41,7 @@ pub(in crate::executor) fn cost(
     };
     match step.operation {
         Op::AttentionQkvProj => of_layer(&[L::QWeight, L::KWeight, L::VWeight]),
-        Op::AttentionCompute => batch.attention_cost(config, kv),
+        Op::AttentionCompute => batch.attention_cost(config),
         Op::AttentionOutputProj => of_layer(&[L::OWeight]),
         Op::RouterLogits => of_layer(&[L::RouterWeight]),
         Op::ExpertFfnW1 => experts(&[L::ExpertGate(0), L::ExpertUp(0)]),

@@ -31,9 +31,12 @@ const REAL_WAIT: Duration = Duration::from_micros(30);
 
 impl Igpu {
     /// Keeps such times from now on.
-    pub(in crate::executor) fn keep_times(&mut self, times: Times) {
-        self.gpu.record_times(times != Times::Off);
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub(in crate::executor) fn keep_times(&mut self, times: Times) -> tandem_gpu::Result<()> {
         self.times.kept = times;
+        self.gpu.record_times(times != Times::Off)
     }
 
     /// Takes the times of the run that has just been waited for. `marks` has each operation with the launches up to its end,

@@ -34,6 +34,7 @@ fn check_step(events: &[&TimelineEvent], step: Step, bytes: usize, what: &str) {
         Placement::Split(share) if share <= 0.0 => &[Device::Cpu],
         Placement::Split(share) if share < 1.0 => &[Device::Cpu, Device::Igpu],
         Placement::Split(_) | Placement::Igpu => &[Device::Igpu],
+        Placement::Experts(_) => panic!("{what}: {name}: no plan here has experts apart"),
     };
     let found: BTreeSet<_> = devices.iter().copied().collect();
     assert_eq!(

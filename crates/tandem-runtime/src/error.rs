@@ -4,6 +4,8 @@ use tandem_gpu::GpuError;
 use tandem_memory::{AllocError, KvError, MemoryError};
 use tandem_model::ModelError;
 
+use crate::text::ForeignError;
+
 /// Why the runtime could not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
@@ -22,6 +24,9 @@ pub enum RuntimeError {
     /// The KV cache.
     #[error(transparent)]
     Kv(#[from] KvError),
+    /// Another library that computes the model.
+    #[error("{0}")]
+    Foreign(ForeignError),
     /// Threads could not be started.
     #[error("cannot start {threads} threads: {source}")]
     Threads {

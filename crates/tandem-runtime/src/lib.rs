@@ -30,4 +30,6 @@ pub use model::Model;
 pub use profile::{Cost, Operation, Profile};
 pub use sampling::{Sampler, SamplingParams};
 pub use stop::{Filtered, StopFilter};
-pub use text::{FinishReason, Generated, Request, Session};
+pub use text::{
+    FinishReason, ForeignError, ForeignModel, ForeignSession, Generated, Request, Session,
+};

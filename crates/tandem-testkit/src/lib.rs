@@ -17,7 +17,10 @@ use std::path::{Path, PathBuf};
 pub use artifact::{Scratch, build_once, scratch};
 pub use fuzz::fuzz_inputs;
 pub use opencl::{OPENCL_EXPECTED, OpenClRuntimes};
-pub use python::{onnx_python, python, python_environment, run_python, run_python_in};
+pub use python::{
+    onednn_library, onnx_python, onnxruntime_library, python, python_environment, run_python,
+    run_python_in,
+};
 pub use rng::Rng;
 
 /// A file or folder under the workspace's `testdata`.

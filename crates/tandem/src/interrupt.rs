@@ -9,8 +9,13 @@ pub(crate) const EXIT_CODE: u8 = 130;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+
 /// Catches Ctrl-C from now on.
 pub(crate) fn install() -> anyhow::Result<()> {
+    if INSTALLED.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
     ctrlc::set_handler(|| {
         if REQUESTED.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(EXIT_CODE));

@@ -23,6 +23,11 @@ impl OneDnn {
         match self.0 {}
     }
 
+    /// The library's version.
+    pub fn version(&self) -> String {
+        match self.0 {}
+    }
+
     /// Computes a product.
     pub(crate) fn multiply(&self, _: Gemm, _: &[f32], _: &[f32], _: &mut [f32]) {
         match self.0 {}

@@ -114,8 +114,12 @@ impl OneDnn {
 
     /// The library's version, and where it lies.
     pub fn describe(&self) -> String {
-        let [major, minor, patch] = self.version;
-        format!("oneDNN {major}.{minor}.{patch} ({})", self.path.display())
+        format!("oneDNN {} ({})", self.version(), self.path.display())
+    }
+
+    /// The library's version.
+    pub fn version(&self) -> String {
+        self.version.map(|number| number.to_string()).join(".")
     }
 
     /// Computes a product on the calling thread.

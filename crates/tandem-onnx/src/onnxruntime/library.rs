@@ -54,6 +54,14 @@ pub(super) fn open(given: Option<&Path>) -> Result<(PathBuf, Environment), OnnxR
     Ok((path, environment))
 }
 
+/// The version of a library, as its file's name has it.
+pub fn version(path: &Path) -> String {
+    let file = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let version = name.strip_prefix(LIBRARY.file).and_then(|rest| rest.strip_prefix('.'));
+    version.unwrap_or("of unknown version").to_owned()
+}
+
 fn not_loaded(path: &Path, error: LoadDynamicError) -> OnnxRuntimeError {
     match error {
         LoadDynamicError::BadVersion { version_str, path } => OnnxRuntimeError::Version {

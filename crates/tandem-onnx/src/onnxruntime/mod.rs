@@ -9,5 +9,5 @@ mod model;
 
 pub use error::OnnxRuntimeError;
 pub use folder::ExportFolder;
-pub use library::{LIBRARY, OLDEST_VERSION};
+pub use library::{LIBRARY, OLDEST_VERSION, version};
 pub use model::{OnnxModel, OnnxOptions, Provider};

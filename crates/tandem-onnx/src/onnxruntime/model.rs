@@ -165,6 +165,8 @@ impl ForeignModel for OnnxModel {
 
     fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+        // Here, not in the time of the next pass; which says what is wrong, if anything is.
+        let _ = self.cut();
     }
 
     fn forward(&mut self, ids: &[u32], wanted: LogitsFor) -> Result<Vec<f32>, ForeignError> {

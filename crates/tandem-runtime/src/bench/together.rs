@@ -29,7 +29,7 @@ pub fn run_together(
         if tokens > context {
             return Err(RuntimeError::PromptTooLong { tokens, context });
         }
-        let mut ids = random_ids(executor, tokens, seed);
+        let mut ids = random_ids(executor.model().config().vocab_size, tokens, seed);
         kv.clear();
         prompt(executor, kv, &ids[..depth])?;
         ids.drain(..depth);

@@ -97,10 +97,11 @@ impl SharedLibrary {
 
     /// The file in a folder; of several versions the one whose name comes last.
     fn in_folder(&self, folder: &Path) -> Option<PathBuf> {
-        let is_it = |name: &str| {
-            name.strip_prefix(self.file)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        let is_version = |rest: &str| {
+            let mut numbers = rest.split('.');
+            numbers.next() == Some("") && numbers.all(|n| n.parse::<u32>().is_ok())
         };
+        let is_it = |name: &str| name.strip_prefix(self.file).is_some_and(is_version);
         let entries = fs::read_dir(folder).ok()?;
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         Some(folder.join(names.filter(|name| is_it(name)).max()?))
@@ -123,6 +124,12 @@ impl SharedLibrary {
         }
         folders
     }
+}
+
+/// What the loader says, which is in the cause of its error.
+pub fn loader_message(error: &dyn std::error::Error) -> String {
+    let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    cause.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// `python3.11` and its like in a folder, the newest first.
@@ -163,7 +170,7 @@ mod tests {
     #[test]
     fn a_library_is_found_by_its_file_or_folder() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["libabacus.so.1", "libabacus.so.2.3", "libabacus.sox", "other.so"] {
+        for name in ["libabacus.so.1", "libabacus.so.2.3", "libabacus.sox", "libabacus.so.c"] {
             fs::write(folder.path().join(name), "").unwrap();
         }
         let newest = folder.path().join("libabacus.so.2.3");

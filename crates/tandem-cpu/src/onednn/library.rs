@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use libloading::Library;
 
 use super::{Gemm, LIBRARY, OneDnnError};
+use crate::libraries::loader_message;
 
 /// The beginning of `dnnl_version_t`, the same since version 1.
 #[repr(C)]
@@ -72,7 +73,7 @@ impl OneDnn {
         let failed = |message: String| OneDnnError::Library { path: path.clone(), message };
         // SAFETY: opening a library runs its initialisers. The file was named by the user or lies where the system's
         // libraries are, as any library that a program is linked with.
-        let library = unsafe { Library::new(&path) }.map_err(|e| failed(e.to_string()))?;
+        let library = unsafe { Library::new(&path) }.map_err(|e| failed(loader_message(&e)))?;
         let missing = |name: &str| {
             failed(format!("expected oneDNN 1.2 or later, found a library without {name}"))
         };

@@ -191,6 +191,6 @@ fn libraries_that_will_not_do_are_refused() {
     let folder = scratch("no-library");
     let error = |path: &Path| OneDnn::open(Some(path)).unwrap_err().to_string();
     assert!(error(folder.path()).contains("found a folder without it; `apt-get install libdnnl2`"));
-    std::fs::write(folder.path().join("libdnnl.so"), "no library").unwrap();
-    assert!(error(folder.path()).contains("libdnnl.so: "), "{}", error(folder.path()));
+    std::fs::write(folder.path().join("libdnnl.so"), "none").unwrap();
+    assert!(error(folder.path()).contains("file too short"), "{}", error(folder.path()));
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::LoadDynamicError;
 use ort::environment::Environment;
-use tandem_cpu::libraries::SharedLibrary;
+use tandem_cpu::libraries::{SharedLibrary, loader_message};
 
 use super::error::{OnnxRuntimeError, one_line};
 
@@ -70,7 +70,7 @@ fn not_loaded(path: &Path, error: LoadDynamicError) -> OnnxRuntimeError {
             found: version_str,
         },
         LoadDynamicError::Dlopen { error, path } => {
-            OnnxRuntimeError::Library { path, message: one_line(&error.to_string()) }
+            OnnxRuntimeError::Library { path, message: loader_message(&error) }
         }
         LoadDynamicError::MissingApi { path } => OnnxRuntimeError::Library {
             path,

@@ -105,7 +105,7 @@ fn a_config_of_another_model_is_noticed() {
     let export = Export::new(&checkpoint(&golden_model()), WeightType::F32);
     let config = export.folder().join("config.json");
     let text = fs::read_to_string(&config).unwrap();
-    let other = text.replace("\"vocab_size\":512", "\"vocab_size\":500");
+    let other = text.replace("\"vocab_size\":512", "\"vocab_size\":510");
     assert_ne!(text, other);
     fs::write(&config, other).unwrap();
     let library = onnxruntime_library();
@@ -119,7 +119,7 @@ fn a_config_of_another_model_is_noticed() {
     let folder = ExportFolder::open(&export.folder()).unwrap();
     let error = OnnxModel::load(&folder, &options).err().unwrap().to_string();
     assert!(
-        error.contains("model.onnx: output `logits`: expected Float32 of shape [-1, -1, 500]"),
+        error.contains("model.onnx: output `logits`: expected Float32 of shape [-1, -1, 510]"),
         "{error}"
     );
     // The package without OpenVINO says so.

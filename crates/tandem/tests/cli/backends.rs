@@ -47,7 +47,10 @@ fn onnx_runtime_writes_the_references_text() {
         assert_eq!(ids, expected, "{}", model.display());
         assert_eq!(answer["finish_reason"], "stop");
     }
-    assert_eq!(std::fs::read_dir(&left).unwrap().count(), 0, "the export is removed");
+    // `.ses` is ONNX Runtime's own.
+    let names = std::fs::read_dir(&left).unwrap().map(|entry| entry.unwrap().file_name());
+    let names: Vec<_> = names.filter(|name| name != ".ses").collect();
+    assert!(names.is_empty(), "the export is removed, not {names:?}");
 }
 
 /// Sampled, guessing ahead, in small batches, up to a stop string: as Tandem does with the same logits.
@@ -80,7 +83,7 @@ fn a_context_ends_where_it_is_full() {
 
 /// A shared library of a few lines of C.
 fn stand_in(file: &Path, code: &str) {
-    let source = file.with_extension("c");
+    let source = file.with_file_name("library.c");
     std::fs::write(&source, code).unwrap();
     let mut cc = Process::new("cc");
     cc.args(["-shared", "-fPIC", "-o"]).arg(file).arg(&source);
@@ -112,8 +115,9 @@ fn libraries_that_will_not_do_are_refused() {
             assert!(message.starts_with(&start), "{message}");
         }
     }
-    std::fs::write(&library, "no library").unwrap();
-    assert!(error(&library).contains("libonnxruntime.so.1: "), "{}", error(&library));
+    std::fs::write(&library, "none").unwrap();
+    let message = error(&library);
+    assert!(message.contains("libonnxruntime.so.1: file too short"), "{message}");
     let message = error(&scratch.path().join("absent"));
     assert!(message.contains("found nothing; `pip install onnxruntime` brings it"), "{message}");
 }

@@ -10,7 +10,7 @@ use super::{Contest, PeersArgs, Places, two_tests};
 use crate::shell::run;
 
 /// What a program may map, in KiB: it is to fail by itself before it takes the machine with it.
-const MAX_ADDRESS_SPACE: &str = "41943040";
+const MAX_ADDRESS_SPACE: &str = "23068672";
 
 /// ONNX Runtime's packages, by the provider that each is for.
 const PROVIDERS: [(&str, &str); 2] = [("cpu", "onnxruntime"), ("openvino", "onnxruntime-openvino")];

@@ -6,7 +6,7 @@ mod support;
 use std::path::Path;
 use std::sync::Arc;
 
-use support::{BOUND, Setup};
+use support::{BOUND, Setup, check_together};
 use tandem_cpu::onednn::OneDnn;
 use tandem_golden::{golden, golden_model, stories, stories_bf16};
 use tandem_memory::{KvCache, KvType};
@@ -32,24 +32,28 @@ fn onednn() -> Arc<OneDnn> {
 fn logits_router_choices_and_greedy_tokens() {
     for (model, prompts) in [(golden_model(), golden()), (stories_bf16(), stories())] {
         let mut setup = setup(&model);
-        // One of them is long enough for the library to be used; logits then differ in their last bits.
-        let longest = prompts.iter().max_by_key(|prompt| prompt.ids.len()).unwrap();
-        let mut logits = || {
-            let Setup { executor, kv } = &mut setup;
-            evaluate(executor, kv, &longest.ids, LogitsFor::All, None).unwrap()
-        };
-        let without = logits();
         setup.executor.set_onednn(Some(onednn()));
-        let mut logits = || {
-            let Setup { executor, kv } = &mut setup;
-            evaluate(executor, kv, &longest.ids, LogitsFor::All, None).unwrap()
-        };
-        assert_ne!(logits(), without, "{} tokens are no work for oneDNN", longest.ids.len());
         for prompt in &prompts {
             setup.check_prompt(prompt, BOUND);
             setup.check_greedy(prompt);
         }
+        // Short prompts too are work for the library where several go through the model together.
+        check_together(&mut setup.executor, &prompts, KvType::F32, 64, BOUND);
     }
+}
+
+/// Logits differ in their last bits: so the test above is one of oneDNN.
+#[test]
+fn a_long_prompt_is_computed_by_the_library() {
+    let mut setup = setup(&golden_model());
+    let prompts = golden();
+    let longest = prompts.iter().max_by_key(|prompt| prompt.ids.len()).unwrap();
+    let mut logits = |onednn| {
+        let Setup { executor, kv } = &mut setup;
+        executor.set_onednn(onednn);
+        evaluate(executor, kv, &longest.ids, LogitsFor::All, None).unwrap()
+    };
+    assert!(logits(None) != logits(Some(onednn())), "{} tokens", longest.ids.len());
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::options::{ComputeOptions, ModelOption, PlacementOptions};
 
 /// Which of them.
 #[derive(Args, Clone)]
-#[cfg_attr(not(feature = "onnxruntime"), expect(dead_code, reason = "there is no ONNX Runtime"))]
+#[cfg_attr(not(feature = "onnxruntime"), allow(dead_code, reason = "there is no ONNX Runtime"))]
 pub(crate) struct BackendOptions {
     /// What computes the model
     #[arg(long, value_enum, value_name = "WHAT", env = "TANDEM_BACKEND", default_value_t = BackendChoice::Tandem)]

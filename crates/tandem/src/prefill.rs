@@ -7,13 +7,12 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use tandem_cpu::Isa;
 use tandem_cpu::onednn::{OneDnn, OneDnnError};
-use tandem_memory::KvCache;
 use tandem_model::Checkpoint;
-use tandem_runtime::Executor;
 use tandem_runtime::calibrate::{Identity, PrefillRates};
+use tandem_runtime::{Executor, Session};
 
 use crate::options::ComputeOptions;
-use crate::{placement, threads};
+use crate::{placement, progress, threads};
 
 /// Which of them.
 #[derive(Args, Clone)]
@@ -56,7 +55,8 @@ impl PrefillOptions {
         Ok(())
     }
 
-    fn open(&self) -> Result<OneDnn, OneDnnError> {
+    /// Opens oneDNN, if it is there.
+    pub(crate) fn open(&self) -> Result<OneDnn, OneDnnError> {
         OneDnn::open(self.onednn.as_deref())
     }
 
@@ -76,26 +76,26 @@ impl PrefillOptions {
             PrefillRates::load(&folder, &identity(checkpoint, compute, &onednn.version())).ok()?;
         rates.onednn_is_faster().then_some(onednn)
     }
+}
 
-    /// Measures both ways and keeps the result; answers why not where there is no oneDNN.
-    pub(crate) fn calibrate(
-        &self,
-        executor: &mut Executor,
-        kv: &mut KvCache,
-        checkpoint: &Checkpoint,
-        (compute, quick): (&ComputeOptions, bool),
-    ) -> anyhow::Result<Result<PrefillRates, OneDnnError>> {
-        let onednn = match self.open() {
-            Ok(onednn) => Arc::new(onednn),
-            Err(reason) => return Ok(Err(reason)),
-        };
-        let identity = identity(checkpoint, compute, &onednn.version());
-        let tokens = executor.batch().min(kv.capacity()).min(if quick { 64 } else { 512 });
-        let rounds = if quick { 3 } else { 5 };
-        let rates = PrefillRates::measure(executor, kv, &onednn, identity, (tokens, rounds))?;
-        rates.save(&placement::calibrations()?)?;
-        Ok(Ok(rates))
-    }
+/// Measures prompts with and without oneDNN, and keeps the result.
+pub(crate) fn calibrate(
+    onednn: OneDnn,
+    executor: &mut Executor,
+    session: &mut Session,
+    checkpoint: &Checkpoint,
+    (compute, quick): (&ComputeOptions, bool),
+) -> anyhow::Result<PrefillRates> {
+    let identity = identity(checkpoint, compute, &onednn.version());
+    let tokens = executor.batch().min(session.context()).min(if quick { 64 } else { 512 });
+    let rounds = if quick { 3 } else { 5 };
+    let bar = progress::spinner();
+    bar.set_message("prompts with oneDNN");
+    let (kv, onednn) = (session.kv_mut(), Arc::new(onednn));
+    let rates = PrefillRates::measure(executor, kv, &onednn, identity, (tokens, rounds))?;
+    bar.finish_and_clear();
+    rates.save(&placement::calibrations()?)?;
+    Ok(rates)
 }
 
 /// What measurements with this model, these options and that version of oneDNN depend on.

@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Args;
 use clap::builder::FalseyValueParser;
-use tandem_runtime::calibrate::{Effort, measure};
+use tandem_runtime::calibrate::{Calibration, Effort, Identity, measure};
+use tandem_runtime::{Executor, Session};
 
 use crate::options::{ComputeOptions, ModelOption};
 use crate::placement::{self, Placing};
-use crate::{engine, progress};
+use crate::{engine, prefill, progress};
 
 /// Measure where this machine computes a model fastest, for --placement auto to use
 ///
@@ -37,50 +38,62 @@ pub(crate) struct CalibrateArgs {
 }
 
 pub(crate) fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
-    let folder = placement::calibrations()?;
     let checkpoint = engine::open(args.model.model.as_deref(), &args.compute)?;
     let mut placing = Placing::with_gpu(&checkpoint, &args.compute);
+    let device = placing.device.clone();
+    let no_gpu = placing.missing.clone().unwrap_or_else(|| "no GPU".to_owned());
+    let onednn = args.compute.prefill.open();
+    match (&device, &onednn) {
+        // What was asked for by name must be there.
+        (None, _) if !args.compute.device.is_auto() => bail!("nothing to compare: {no_gpu}"),
+        (None, Err(reason)) => bail!("nothing to compare: {no_gpu}; and {reason}"),
+        _ => {}
+    }
     let mut executor = engine::executor(&checkpoint, &args.compute, &mut placing)?;
     let mut session = engine::session(&checkpoint, &executor, &args.compute)?;
-    let bar = progress::spinner();
-    let devices = match (&placing.device, &placing.missing) {
-        (Some(device), None) => {
-            let effort = if args.quick { Effort::quick } else { Effort::thorough };
-            let effort = effort(&executor, session.context());
-            let identity = placement::identity(&checkpoint, &args.compute, device);
-            let next = &mut |next: &str| bar.set_message(next.to_owned());
-            let calibration = measure(&mut executor, session.kv_mut(), identity, &effort, next)
-                .with_context(|| format!("{}: nothing is written", device.info().full_name()))?;
-            let path = calibration.save(&folder)?;
-            Ok((calibration, path))
-        }
-        (_, reason) => Err(reason.clone().unwrap_or_else(|| "no GPU".to_owned())),
-    };
-    bar.set_message("prompts with oneDNN");
-    let compute = (&args.compute, args.quick);
-    let prefill =
-        args.compute.prefill.calibrate(&mut executor, session.kv_mut(), &checkpoint, compute)?;
-    bar.finish_and_clear();
     let (mut text, mut object) = (Vec::new(), serde_json::json!({}));
-    match (&devices, &prefill) {
-        // What was asked for by name must be there.
-        (Err(reason), _) if !args.compute.device.is_auto() => bail!("nothing to compare: {reason}"),
-        (Err(reason), Err(onednn)) => bail!("nothing to compare: {reason}; and {onednn}"),
-        (Err(reason), Ok(_)) => text.push(format!("devices are not compared: {reason}")),
-        (Ok((calibration, path)), _) => {
-            text.push(placement::measurements(calibration));
+    match device {
+        None => text.push(format!("devices are not compared: {no_gpu}")),
+        Some(device) => {
+            if let Some(reason) = &placing.missing {
+                bail!("{}: {reason}", device.info().full_name());
+            }
+            let identity = placement::identity(&checkpoint, &args.compute, &device);
+            let calibration = devices(&mut executor, &mut session, identity, args.quick)
+                .with_context(|| format!("{}: nothing is written", device.info().full_name()))?;
+            let path = calibration.save(&placement::calibrations()?)?;
+            text.push(placement::measurements(&calibration));
             text.push(format!("kept in {}", path.display()));
-            object = serde_json::to_value(calibration)?;
+            object = serde_json::to_value(&calibration)?;
         }
     }
-    match &prefill {
-        Ok(rates) => {
-            text.push(rates.describe());
-            object["prefill"] = serde_json::to_value(rates)?;
-        }
+    match onednn {
         Err(reason) => text.push(format!("prompts are not compared: {reason}")),
+        Ok(onednn) => {
+            let compute = (&args.compute, args.quick);
+            let rates =
+                prefill::calibrate(onednn, &mut executor, &mut session, &checkpoint, compute)?;
+            text.push(rates.describe());
+            object["prefill"] = serde_json::to_value(&rates)?;
+        }
     }
     let text = if args.json { object.to_string() } else { text.join("\n") };
     writeln!(std::io::stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Everything on one device, and on both.
+fn devices(
+    executor: &mut Executor,
+    session: &mut Session,
+    identity: Identity,
+    quick: bool,
+) -> anyhow::Result<Calibration> {
+    let effort = if quick { Effort::quick } else { Effort::thorough };
+    let effort = effort(executor, session.context());
+    let bar = progress::spinner();
+    let next = &mut |next: &str| bar.set_message(next.to_owned());
+    let calibration = measure(executor, session.kv_mut(), identity, &effort, next)?;
+    bar.finish_and_clear();
+    Ok(calibration)
 }

@@ -41,6 +41,10 @@ impl OnnxEngine {
         match self.0 {}
     }
 
+    pub(crate) fn details(&self) -> String {
+        match self.0 {}
+    }
+
     pub(crate) fn version(&self) -> String {
         match self.0 {}
     }

@@ -26,6 +26,7 @@ pub(crate) struct OnnxEngine {
     prepared: Option<ForeignPrepared>,
     context: usize,
     provider: OnnxProvider,
+    threads: usize,
     library: PathBuf,
     description: String,
     load_time: Duration,
@@ -88,6 +89,7 @@ impl OnnxEngine {
             prepared: None,
             context,
             provider: options.onnx_provider,
+            threads,
             library,
             description,
             load_time: started.elapsed(),
@@ -112,6 +114,11 @@ impl OnnxEngine {
             OnnxProvider::Cpu => "ONNX Runtime",
             OnnxProvider::Openvino => "ONNX Runtime (OpenVINO)",
         }
+    }
+
+    /// How it computes.
+    pub(crate) fn details(&self) -> String {
+        format!("{} thread{}", self.threads, if self.threads == 1 { "" } else { "s" })
     }
 
     /// ONNX Runtime's version.

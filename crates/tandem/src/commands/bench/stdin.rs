@@ -85,7 +85,7 @@ impl Subject for OnnxEngine {
         json!({
             "program": self.program(),
             "version": self.version(),
-            "details": self.describe(),
+            "details": self.details(),
         })
     }
 

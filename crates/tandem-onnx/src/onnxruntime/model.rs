@@ -72,7 +72,8 @@ impl OnnxModel {
         let session = Session::builder(&environment)
             .map_err(failed)?
             .with_intra_threads(options.threads)
-            .and_then(|builder| builder.with_execution_providers(providers(options)))
+            .map_err(|e| OnnxRuntimeError::runtime(&folder.graph, &e))?
+            .with_execution_providers(providers(options))
             .map_err(|e| OnnxRuntimeError::runtime(&folder.graph, &e))?
             .commit_from_file(&folder.graph)
             .map_err(failed)?;

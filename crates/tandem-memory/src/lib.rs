@@ -4,10 +4,12 @@ mod aligned;
 mod error;
 mod kv;
 pub mod packed;
+mod quantized;
 mod store;
 
 pub use aligned::{AlignedBuffer, AllocError, Allocator, Element, SuppliedMemory, SystemMemory};
 pub use error::MemoryError;
 pub use kv::{KV_BLOCK, KvCache, KvData, KvError, KvLayer, KvPart, KvType};
 pub use packed::{PackedLayout, PackedMatrix, PackedType};
+pub use quantized::QuantizedBlock;
 pub use store::{Packing, StoredRows, StoredTensor, WeightStore};

@@ -4,13 +4,15 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::{Args, ValueEnum};
+use tandem_gpu::CacheStatistics;
 use tandem_model::{SpecialIds, Text};
 use tandem_runtime::{Generated, Request};
 
-use crate::engine::Engine;
+use crate::engine::{self, Engine};
 use crate::onnx_engine::OnnxEngine;
-use crate::options::{ComputeOptions, ModelOption, PlacementOptions};
+use crate::options::{ComputeOptions, ModelOption, PlacementOptions, TelemetryOptions};
 
 /// Which of them.
 #[derive(Args, Clone)]
@@ -61,10 +63,19 @@ impl Backend {
         model: &ModelOption,
         compute: &ComputeOptions,
         place: &PlacementOptions,
+        telemetry: &TelemetryOptions,
     ) -> anyhow::Result<Self> {
         Ok(match options.backend {
-            BackendChoice::Tandem => Self::Tandem(Box::new(Engine::load(model, compute, place)?)),
+            BackendChoice::Tandem => {
+                Self::Tandem(Box::new(Engine::load(model, compute, place, telemetry)?))
+            }
             BackendChoice::Onnxruntime => {
+                if telemetry.writes_files() || telemetry.background.is_some() {
+                    bail!(
+                        "--backend onnxruntime: expected none of --telemetry, --telemetry-csv, --trace and --background, \
+                         which are about Tandem's own operations"
+                    );
+                }
                 Self::OnnxRuntime(Box::new(OnnxEngine::load(options, model, compute)?))
             }
         })
@@ -127,6 +138,22 @@ impl Backend {
                 Ok(session.generate(executor, &text.tokenizer, ids, request, listener)?)
             }
             Self::OnnxRuntime(engine) => engine.generate(ids, request, listener),
+        }
+    }
+
+    /// Completes the files of telemetry, where any were asked for.
+    pub(crate) fn finish_telemetry(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Tandem(engine) => engine.finish_telemetry(),
+            Self::OnnxRuntime(_) => Ok(()),
+        }
+    }
+
+    /// What the GPU's cache of experts did, where there is one.
+    pub(crate) fn expert_cache(&self) -> anyhow::Result<Option<CacheStatistics>> {
+        match self {
+            Self::Tandem(engine) => engine::expert_cache(&engine.executor),
+            Self::OnnxRuntime(_) => Ok(None),
         }
     }
 

@@ -9,6 +9,7 @@ use tandem_model::tokenizer::Tokenizer;
 use super::EngineOptions;
 use super::handle::{Event, Job, Reply};
 use super::queue::Queue;
+use super::status::Status;
 use crate::error::{Result, RuntimeError};
 use crate::executor::Executor;
 use crate::text::{Context, Generated, Generation, Step, Turn, advance};
@@ -17,6 +18,7 @@ pub(super) struct Rounds<'a> {
     executor: Executor,
     tokenizer: &'a Tokenizer,
     queue: &'a Queue,
+    status: &'a Status,
     options: EngineOptions,
     /// Those whose prompts are being read come in the order of their turns.
     running: Vec<Running<'a>>,
@@ -36,7 +38,7 @@ struct Running<'a> {
 impl Drop for Rounds<'_> {
     /// Also when something panics: nobody shall wait for a thread that is no more.
     fn drop(&mut self) {
-        self.queue.close();
+        self.queue.close(false);
     }
 }
 
@@ -44,22 +46,25 @@ impl<'a> Rounds<'a> {
     pub(super) fn new(
         executor: Executor,
         tokenizer: &'a Tokenizer,
-        queue: &'a Queue,
+        (queue, status): (&'a Queue, &'a Status),
         options: EngineOptions,
     ) -> Self {
-        Self { executor, tokenizer, queue, options, running: Vec::new(), idle: Vec::new() }
+        let (running, idle) = (Vec::new(), Vec::new());
+        Self { executor, tokenizer, queue, status, options, running, idle }
     }
 
     /// Goes on until the queue is closed.
     pub(super) fn run(mut self) {
-        while let Some(jobs) = self.queue.take(self.running.len(), self.options.max_sequences) {
-            jobs.into_iter().for_each(|job| self.begin(job));
+        while let Some(due) = self.queue.take(self.running.len(), self.options.max_sequences) {
+            due.tasks.into_iter().for_each(|task| task(&mut self.executor));
+            due.begin.into_iter().for_each(|job| self.begin(job));
             self.round();
+            self.status.look(&self.executor);
         }
     }
 
     fn begin(&mut self, job: Job) {
-        let Job { prompt, request, reply } = job;
+        let Job { prompt, written, request, mut reply } = job;
         if reply.is_cancelled() {
             return reply.send(Event::Finished(Generated::unread(prompt.len())));
         }
@@ -70,7 +75,9 @@ impl<'a> Rounds<'a> {
         };
         let begun = self.context(&prompt).and_then(|mut context| {
             let listener = Box::new(listener);
-            let text = Generation::new(&mut context, self.tokenizer, prompt, &request, listener)?;
+            let tokenizer = self.tokenizer;
+            let text =
+                Generation::resuming(&mut context, tokenizer, prompt, written, &request, listener)?;
             Ok((text, context))
         });
         match begun {
@@ -123,17 +130,20 @@ impl<'a> Rounds<'a> {
     /// What each text is to go through the model with, where it is its turn.
     fn steps(&mut self) -> Vec<Option<Step>> {
         let written = self.running.iter().filter(|running| !running.text.is_reading()).count();
-        let batch = self.executor.batch();
+        self.executor.set_waiting(self.queue.load().waiting);
+        let (batch, limit) = (self.executor.batch(), self.executor.pass_limit());
         let mut room = match written {
-            0 => batch,
-            _ => self.options.prefill_chunk.min(batch - written),
+            0 => limit,
+            _ => self.options.prefill_chunk.min(batch - written).min(limit),
         };
         let step = |Running { text, context, .. }: &mut Running<'a>| {
             if !text.is_reading() {
                 return text.next_step(context, 1);
             }
             let step = if room > 0 { text.next_step(context, room) } else { None };
-            room -= step.as_ref().map_or(0, Step::len);
+            let len = step.as_ref().map_or(0, Step::len);
+            self.status.read(len);
+            room -= len;
             step
         };
         self.running.iter_mut().map(step).collect()
@@ -142,6 +152,8 @@ impl<'a> Rounds<'a> {
     /// Tells what came of a round: `results` are those of the texts that `went` through it. Those that have been read for
     /// a while go behind the others.
     fn settle(&mut self, went: &[bool], results: Vec<Result<(), Arc<RuntimeError>>>) {
+        let written: usize = self.running.iter().map(Running::untold).sum();
+        self.status.written(written);
         let mut results = results.into_iter();
         let mut later = Vec::new();
         for (mut running, &went) in std::mem::take(&mut self.running).into_iter().zip(went) {
@@ -166,13 +178,19 @@ impl<'a> Rounds<'a> {
 }
 
 impl Running<'_> {
+    /// Tokens that have been written and not told.
+    fn untold(&self) -> usize {
+        self.text.ids().len() - self.told.0
+    }
+
     /// Tells what is new of the answer.
     fn tell(&mut self) {
         let (ids, text) = (self.text.ids(), self.text.text());
         let (ids_told, bytes_told) = std::mem::replace(&mut self.told, (ids.len(), text.len()));
         if (ids_told, bytes_told) != self.told {
+            let logprobs = self.text.logprobs().get(ids_told..).unwrap_or_default().to_vec();
             let (ids, text) = (ids[ids_told..].to_vec(), text[bytes_told..].to_owned());
-            self.reply.send(Event::Tokens { ids, text });
+            self.reply.send(Event::Tokens { ids, logprobs, text });
         }
     }
 }
@@ -201,14 +219,8 @@ mod tests {
     }
 
     fn begin(rounds: &mut Rounds<'_>, prompt: Vec<u32>, max_tokens: usize) -> Handle {
-        let request = Request {
-            max_tokens: Some(max_tokens),
-            sampling: SamplingParams::GREEDY,
-            stop_ids: vec![],
-            stop_strings: vec![],
-            lookup: 0,
-            continues_prompt: false,
-        };
+        let mut request = Request::new(SamplingParams::GREEDY, vec![]);
+        request.max_tokens = Some(max_tokens);
         let (handle, job) = channel(prompt, request);
         rounds.begin(job);
         handle
@@ -231,8 +243,8 @@ mod tests {
     #[test]
     fn prompts_take_turns_and_no_one_who_writes_waits_for_more_than_a_chunk() {
         let (executor, text) = executor_and_text();
-        let queue = Queue::default();
-        let mut rounds = Rounds::new(executor, &text.tokenizer, &queue, OPTIONS);
+        let (queue, status) = (Queue::default(), Status::default());
+        let mut rounds = Rounds::new(executor, &text.tokenizer, (&queue, &status), OPTIONS);
         let prompt = |len: u32| (5..5 + len).collect::<Vec<u32>>();
         let writer = begin(&mut rounds, prompt(40), 100);
         // Nobody is written, so the whole batch of 32 is the reader's.
@@ -263,8 +275,8 @@ mod tests {
     #[test]
     fn caches_are_kept_for_prompts_that_begin_alike() {
         let (executor, text) = executor_and_text();
-        let queue = Queue::default();
-        let mut rounds = Rounds::new(executor, &text.tokenizer, &queue, OPTIONS);
+        let (queue, status) = (Queue::default(), Status::default());
+        let mut rounds = Rounds::new(executor, &text.tokenizer, (&queue, &status), OPTIONS);
         let mut cached = |prompt: Vec<u32>| {
             let handle = begin(&mut rounds, prompt, 1);
             while !rounds.running.is_empty() {

@@ -8,5 +8,6 @@ mod session;
 
 pub use foreign::{ForeignError, ForeignModel, ForeignSession};
 pub(crate) use generation::{Context, Generation, Step, Turn, advance, check_prompt};
+pub use output::{Listener, Output};
 pub use request::{FinishReason, Generated, Request};
 pub use session::Session;

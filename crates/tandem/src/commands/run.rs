@@ -11,7 +11,9 @@ use tandem_model::chat::Message;
 use tandem_runtime::{FinishReason, Request};
 
 use crate::backend::{Backend, BackendOptions};
-use crate::options::{ComputeOptions, GenerateOptions, ModelOption, PlacementOptions};
+use crate::options::{
+    ComputeOptions, GenerateOptions, ModelOption, PlacementOptions, TelemetryOptions,
+};
 use crate::report::Statistics;
 use crate::{engine, interrupt};
 
@@ -52,12 +54,16 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     backend: BackendOptions,
+
+    #[command(flatten)]
+    telemetry: TelemetryOptions,
 }
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let prompt = prompt_text(&args.prompt)?;
     args.generate.sampling().validate()?;
-    let mut model = Backend::load(&args.backend, &args.model, &args.compute, &args.place)?;
+    let mut model =
+        Backend::load(&args.backend, &args.model, &args.compute, &args.place, &args.telemetry)?;
     // Only now: until the first token, Ctrl-C ends the program as it ends any other.
     interrupt::install()?;
     if !args.quiet {
@@ -70,7 +76,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let generated = model.generate(&ids, &request, &mut |text| output.show(text))?;
     output.end(&generated.text)?;
     model.note_failure();
+    model.finish_telemetry()?;
     let statistics = Statistics::new(model.load_time(), &generated);
+    let experts = model.expert_cache()?;
     if args.json {
         let object = serde_json::json!({
             "text": generated.text,
@@ -79,10 +87,14 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             "finish_reason": generated.finish.name(),
             "seed": request.sampling.seed,
             "statistics": statistics,
+            "expert_cache": experts,
         });
         writeln!(std::io::stdout(), "{object}")?;
     } else if !args.quiet {
         note!("{}", statistics.line());
+        if let Some(done) = &experts {
+            note!("{}", engine::describe_expert_cache(done));
+        }
         if generated.finish == FinishReason::ContextFull {
             note!("the answer ends here because the context of {} tokens is full", model.context());
         }
@@ -92,7 +104,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The prompt from the arguments or from stdin.
-fn prompt_text(words: &[String]) -> anyhow::Result<String> {
+pub(crate) fn prompt_text(words: &[String]) -> anyhow::Result<String> {
     let mut stdin = std::io::stdin();
     let text = match words {
         [] if stdin.is_terminal() => bail!(
@@ -109,7 +121,7 @@ fn prompt_text(words: &[String]) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn read_to_end(input: &mut impl Read) -> anyhow::Result<String> {
+pub(crate) fn read_to_end(input: &mut impl Read) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     input.read_to_end(&mut bytes).context("cannot read the prompt from stdin")?;
     String::from_utf8(bytes).context("the prompt on stdin is not UTF-8 text")

@@ -10,6 +10,8 @@ mod one_by_one;
 mod runtimes;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/watched.rs"]
+mod watched_support;
 
 mod experts;
 mod failure;
@@ -18,6 +20,7 @@ mod operations;
 mod packed;
 mod pipeline;
 mod policies;
+mod watched;
 mod work;
 
 use std::path::Path;

@@ -13,6 +13,7 @@ mod plan;
 mod policies;
 mod run;
 mod scheduler;
+mod telemetry;
 mod threads;
 
 use std::path::PathBuf;

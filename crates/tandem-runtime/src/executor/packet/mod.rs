@@ -149,34 +149,35 @@ impl Executor {
 
         self.rope.extend_table(batch.longest());
         let config = self.model.config();
-        self.activations.resize(&self.memory, config, ids.len(), batch.n_wanted())?;
+        self.room.activations.resize(&self.memory, config, ids.len(), batch.n_wanted())?;
         if self.igpu.is_some() {
             self.parts.resize(&self.memory, batch.largest_parts(config))?;
         }
-        self.input.clear();
-        put(&mut self.activations, request, config)?;
+        self.room.input.clear();
+        put(&mut self.room.activations, request, config)?;
 
         let read = |executor: &Self| -> u64 {
             let costs = steps.iter().map(|step| executor.profile.cost(step.operation));
             costs.map(|cost| cost.bytes + cost.gpu_bytes).sum()
         };
         let before = read(self);
-        let mut caches: Vec<&mut KvCache> = kvs.iter_mut().collect();
+        let caches: Vec<&mut KvCache> = kvs.iter_mut().collect();
         let mut pass = Pass {
             cpu: &self.cpu,
             igpu: self.igpu.as_mut(),
             model: &self.model,
             rope: &self.rope,
-            activations: &mut self.activations,
+            activations: &mut self.room.activations,
             parts: &mut self.parts,
-            input: &mut self.input,
+            input: &mut self.room.input,
             profile: &mut self.profile,
-            caches: &mut caches,
+            caches,
             largest: &[],
             trace: None,
             batch: &batch,
             instruments: &self.instruments,
             packet: self.instruments.next_packet(),
+            gave_up: false,
         };
         if steps.iter().any(|step| step.placement.uses_igpu()) {
             pass.prepare_igpu();
@@ -190,11 +191,11 @@ impl Executor {
         let bytes = read(self) - before;
         let last = steps[steps.len() - 1].operation;
         if let Some(gpu) = self.igpu.as_ref().and_then(Igpu::own_memory) {
-            self.activations.download_output(gpu, last)?;
+            self.room.activations.download_output(gpu, last)?;
         }
-        let output = take(&self.activations, request, last, self.model.config());
+        let output = take(&self.room.activations, request, last, self.model.config());
         // Nobody shall take these activations for those of a pass.
-        self.input.clear();
+        self.room.input.clear();
         Ok(OperationResult { output, time, placement: used(&steps), bytes, gpu_failure: None })
     }
 

@@ -124,6 +124,7 @@ impl Pipeline<'_> {
             batch,
             instruments: self.instruments,
             packet: *packet,
+            gave_up: false,
         }
     }
 
@@ -165,6 +166,7 @@ impl Pipeline<'_> {
                 batch: cpu.batch,
                 instruments,
                 packet: cpu.packet,
+                gave_up: false,
             };
             pass.run_all(on_cpu)
         };
@@ -183,6 +185,7 @@ impl Pipeline<'_> {
             batch: gpu.batch,
             instruments,
             packet: gpu.packet,
+            gave_up: false,
         };
         pass.watched(on_gpu, |pass| pass.on_igpu_beside(on_gpu, meanwhile))
     }

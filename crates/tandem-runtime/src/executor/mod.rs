@@ -26,6 +26,7 @@ mod threads;
 
 use std::sync::Arc;
 
+use tandem_cpu::onednn::OneDnn;
 use tandem_cpu::ops::{Largest, Rope};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
 use tandem_gpu::{CacheStatistics, ExpertCache, Gpu, GpuError};
@@ -278,6 +279,16 @@ impl Executor {
     /// Instruction set it computes with.
     pub fn isa(&self) -> Isa {
         self.cpu.isa()
+    }
+
+    /// Has oneDNN compute products of prompts on the CPU from now on, or not any more.
+    pub fn set_onednn(&mut self, onednn: Option<Arc<OneDnn>>) {
+        self.cpu.set_onednn(onednn);
+    }
+
+    /// oneDNN, where it computes products of prompts.
+    pub fn onednn(&self) -> Option<&OneDnn> {
+        self.cpu.onednn()
     }
 
     /// Where the time went since it was last cleared.

@@ -14,14 +14,32 @@ use crate::lookup::Lookup;
 use crate::sampling::{Constraint, Sampler, TokenLogprobs, allows};
 
 /// Tokens whose keys and values are in a cache.
-pub(crate) struct Context {
-    pub(crate) kv: KvCache,
+pub(crate) struct Context<C = KvCache> {
+    pub(crate) kv: C,
     pub(crate) ids: Vec<u32>,
 }
 
-impl Context {
+/// What holds keys and values of a text's tokens.
+pub(crate) trait Cache {
+    /// Tokens that there is room for.
+    fn capacity(&self) -> usize;
+    /// Forgets what comes after so many tokens.
+    fn truncate(&mut self, len: usize);
+}
+
+impl Cache for KvCache {
+    fn capacity(&self) -> usize {
+        self.capacity()
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.truncate(len);
+    }
+}
+
+impl<C: Cache> Context<C> {
     /// Of an empty cache.
-    pub(crate) fn new(kv: KvCache) -> Self {
+    pub(crate) fn new(kv: C) -> Self {
         Self { kv, ids: Vec::new() }
     }
 
@@ -56,6 +74,11 @@ impl Step {
     pub(crate) fn len(&self) -> usize {
         self.ids.len()
     }
+
+    /// The tokens, and which of them logits are wanted for.
+    pub(super) fn parts(&self) -> (&[u32], LogitsFor) {
+        (&self.ids, self.wanted)
+    }
 }
 
 /// A text that is read and then written.
@@ -84,7 +107,7 @@ impl<'a> Generation<'a> {
     /// # Errors
     /// Where the prompt is empty or too long, or a parameter is out of range.
     pub(crate) fn new(
-        context: &mut Context,
+        context: &mut Context<impl Cache>,
         tokenizer: &'a Tokenizer,
         prompt: Vec<u32>,
         request: &Request,
@@ -99,7 +122,7 @@ impl<'a> Generation<'a> {
     /// # Errors
     /// As [`Self::new`].
     pub(crate) fn resuming(
-        context: &mut Context,
+        context: &mut Context<impl Cache>,
         tokenizer: &'a Tokenizer,
         prompt: Vec<u32>,
         written: usize,
@@ -167,7 +190,7 @@ impl<'a> Generation<'a> {
     }
 
     /// What comes next, of at most so many tokens; none at the end.
-    pub(crate) fn next_step(&mut self, context: &Context, most: usize) -> Option<Step> {
+    pub(crate) fn next_step(&mut self, context: &Context<impl Cache>, most: usize) -> Option<Step> {
         self.ended |= self.is_reading() && self.output.poll();
         if self.ended {
             return None;
@@ -194,7 +217,12 @@ impl<'a> Generation<'a> {
     ///
     /// The tokens chosen are those that would be chosen one by one: every choice looks at the logits after the tokens
     /// that were chosen before it, and takes one draw of random numbers.
-    fn take(&mut self, context: &mut Context, step: &Step, rows: &[Row<'_>]) -> Result<()> {
+    fn take(
+        &mut self,
+        context: &mut Context<impl Cache>,
+        step: &Step,
+        rows: &[Row<'_>],
+    ) -> Result<()> {
         let (sure, guesses) = step.ids.split_at(step.ids.len() - step.drafted);
         context.ids.extend_from_slice(sure);
         if self.is_reading() {
@@ -328,6 +356,28 @@ struct Row<'a> {
     logits: &'a [f32],
     /// The largest of them, as many as are chosen from.
     most_likely: Vec<(f32, u32)>,
+}
+
+impl Generation<'_> {
+    /// Lets the text choose how it goes on by the logits that came of a step, one row for each token that it wanted.
+    pub(super) fn advance_by(
+        &mut self,
+        context: &mut Context<impl Cache>,
+        step: &Step,
+        rows: &[&[f32]],
+    ) -> Result<()> {
+        let tokenizer = self.tokenizer;
+        let allowed = |id| tokenizer.has_token(id);
+        // None where all logits are to be seen.
+        let count = self.choices().unwrap_or(0);
+        let row = |logits| {
+            let largest = Largest::new(count, &allowed);
+            largest.offer(0, logits);
+            Row { logits, most_likely: largest.into_sorted() }
+        };
+        let rows: Vec<_> = rows.iter().copied().map(row).collect();
+        self.take(context, step, &rows)
+    }
 }
 
 /// A text whose turn it is.

@@ -243,7 +243,7 @@ fn extreme_sessions_are_drawn() {
         for many in [1, 3, 300] {
             let operation = |n: usize| {
                 serde_json::json!({
-                    "operation": format!("operation_{n} $x^2$ {}", "\u{1f409}".repeat(n % 60)), "device": if n % 2 == 0 { "cpu" } else { "igpu" },
+                    "operation": format!("operation_{n} $x^2$ {}", "\u{1f409}".repeat(n % 60)), "device": if n.is_multiple_of(2) { "cpu" } else { "igpu" },
                     "count": u64::MAX, "total_ms": time, "mean_ms": time, "p99_ms": time, "gbps": 1e8,
                 })
             };

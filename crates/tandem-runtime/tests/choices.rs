@@ -99,7 +99,7 @@ impl Constraint for Multiples {
         if id != self.end && !id.is_multiple_of(self.of) {
             return Err(format!("{id} is no multiple of {}", self.of));
         }
-        self.left = self.left.checked_sub(1).unwrap_or_default();
+        self.left = self.left.saturating_sub(1);
         Ok(())
     }
 

@@ -40,11 +40,8 @@ fn start() -> Arc<Engine> {
 fn request(max_tokens: usize) -> Request {
     Request {
         max_tokens: Some(max_tokens),
-        sampling: SamplingParams::GREEDY,
-        stop_ids: vec![],
-        stop_strings: vec![],
-        lookup: 0,
         continues_prompt: true,
+        ..Request::new(SamplingParams::GREEDY, vec![])
     }
 }
 

@@ -112,7 +112,7 @@ impl Both<'_> {
             for Results { which, rows, before, igpu, after } in &mut results {
                 let len = igpu.len();
                 if len > 0 {
-                    let out = Split::lend(&mut **igpu, at, copy.as_ref(), scope)?;
+                    let out = Split::lend(igpu, at, copy.as_ref(), scope)?;
                     given.push((*which, out));
                 }
                 at += len;

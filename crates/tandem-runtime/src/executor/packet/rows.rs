@@ -89,10 +89,10 @@ fn choose(acts: &mut Activations, request: &OperationRequest<'_>, n_experts: usi
     let turns = |choice: usize| (choice % n_experts) as u32;
     let choices = acts.choices(request.layer);
     let chosen = &mut acts.chosen[choices];
-    for choice in 0..chosen.len() {
+    for (choice, (expert, weight)) in chosen.iter_mut().zip(&mut acts.chosen_weights[..]).enumerate() {
         let (token, slot) = (choice / EXPERTS_PER_TOKEN, choice % EXPERTS_PER_TOKEN);
-        chosen[choice] = request.experts.map_or(turns(choice), |experts| experts[token][slot]);
-        acts.chosen_weights[choice] = request.weights.map_or(0.5, |weights| weights[token][slot]);
+        *expert = request.experts.map_or(turns(choice), |experts| experts[token][slot]);
+        *weight = request.weights.map_or(0.5, |weights| weights[token][slot]);
     }
     acts.uses.fill(chosen, &acts.chosen_weights);
     uses_of_choices(chosen, &acts.uses)

@@ -113,9 +113,7 @@ impl Calls {
                 return Some(None);
             }
         };
-        let Some((head, rest)) = after.split_once(",\"arguments\":") else {
-            return None;
-        };
+        let (head, rest) = after.split_once(",\"arguments\":")?;
         let name = serde_json::from_str::<Value>(&format!("{head}}}")).ok();
         let name = name.as_ref().and_then(|head| head["name"].as_str().map(ToOwned::to_owned));
         let Some(name) = name else {

@@ -1,5 +1,7 @@
 //! Log probabilities, as each of the two APIs has them.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use tandem_model::tokenizer::Tokenizer;
 use tandem_runtime::TokenLogprobs;
@@ -64,7 +66,7 @@ pub(crate) struct CompletionLogprobs {
     /// The natural logarithms of their probabilities.
     token_logprobs: Vec<f32>,
     /// The most likely ones and the chosen one, by their texts.
-    top_logprobs: Vec<serde_json::Map<String, serde_json::Value>>,
+    top_logprobs: Vec<BTreeMap<String, f32>>,
     /// Where each begins, in characters from the answer's beginning: what no whole character is counts as one.
     text_offset: Vec<usize>,
 }
@@ -79,12 +81,12 @@ impl CompletionLogprobs {
         let mut columns = Self::default();
         for token in tokens {
             let chosen = TopLogprob::new(tokenizer, token.id, token.logprob);
-            let mut top = serde_json::Map::new();
+            let mut top = BTreeMap::new();
             for &(id, logprob) in &token.top {
                 let TopLogprob { token, logprob, .. } = TopLogprob::new(tokenizer, id, logprob);
-                top.entry(token).or_insert(logprob.into());
+                top.entry(token).or_insert(logprob);
             }
-            top.entry(chosen.token.clone()).or_insert(chosen.logprob.into());
+            top.entry(chosen.token.clone()).or_insert(chosen.logprob);
             columns.text_offset.push(offset);
             offset += chosen.token.chars().count();
             columns.tokens.push(chosen.token);

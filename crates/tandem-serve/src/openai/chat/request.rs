@@ -3,7 +3,9 @@
 use serde::Deserialize;
 use serde_json::Value;
 use tandem_runtime::Constraint;
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ArrayBuilder, Schema, SchemaType, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::conversation::Turn;
 use super::tools::{self, ChatTool, ToolChoice, ToolMode};
@@ -93,7 +95,7 @@ pub(crate) enum Role {
 }
 
 /// What is said: a string, or parts of it.
-#[derive(Clone, Deserialize, ToSchema)]
+#[derive(Clone, Deserialize)]
 #[serde(
     untagged,
     expecting = "expected a string or a list of parts with type \"text\" or \"refusal\""
@@ -104,6 +106,18 @@ pub(crate) enum Content {
     /// Its parts.
     Parts(Vec<Part>),
 }
+
+/// Both in one, as simple as it is: a choice within the choice of null or this is more than some readers understand.
+impl PartialSchema for Content {
+    fn schema() -> RefOr<Schema> {
+        let either = SchemaType::from_iter([Type::String, Type::Array]);
+        let description = "What is said: a string, or parts of it";
+        let schema = ArrayBuilder::new().schema_type(either).items(Part::schema());
+        schema.description(Some(description)).build().into()
+    }
+}
+
+impl ToSchema for Content {}
 
 /// A part of what is said.
 #[derive(Clone, Deserialize, ToSchema)]

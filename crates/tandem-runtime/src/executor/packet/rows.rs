@@ -89,7 +89,9 @@ fn choose(acts: &mut Activations, request: &OperationRequest<'_>, n_experts: usi
     let turns = |choice: usize| (choice % n_experts) as u32;
     let choices = acts.choices(request.layer);
     let chosen = &mut acts.chosen[choices];
-    for (choice, (expert, weight)) in chosen.iter_mut().zip(&mut acts.chosen_weights[..]).enumerate() {
+    for (choice, (expert, weight)) in
+        chosen.iter_mut().zip(&mut acts.chosen_weights[..]).enumerate()
+    {
         let (token, slot) = (choice / EXPERTS_PER_TOKEN, choice % EXPERTS_PER_TOKEN);
         *expert = request.experts.map_or(turns(choice), |experts| experts[token][slot]);
         *weight = request.weights.map_or(0.5, |weights| weights[token][slot]);

@@ -119,3 +119,14 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
         .any(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    /// Names of options that several groups have are found here, and not by whoever types the command.
+    #[test]
+    fn options_of_every_command_go_together() {
+        super::Cli::command().debug_assert();
+    }
+}

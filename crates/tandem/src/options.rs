@@ -192,14 +192,19 @@ pub(crate) struct ComputeOptions {
 pub(crate) struct TelemetryOptions {
     /// Write a summary of what was computed where, how long it took and how much memory it read (JSON; docs/telemetry.md
     /// defines the figures)
-    #[arg(long = "telemetry", value_name = "FILE", env = "TANDEM_TELEMETRY")]
+    #[arg(id = "telemetry", long = "telemetry", value_name = "FILE", env = "TANDEM_TELEMETRY")]
     pub(crate) json: Option<PathBuf>,
 
     /// Write a row for each operation that was computed (CSV)
-    #[arg(long = "telemetry-csv", value_name = "FILE", env = "TANDEM_TELEMETRY_CSV")]
+    #[arg(
+        id = "telemetry_csv",
+        long = "telemetry-csv",
+        value_name = "FILE",
+        env = "TANDEM_TELEMETRY_CSV"
+    )]
     pub(crate) csv: Option<PathBuf>,
 
-    /// Write a trace for https://ui.perfetto.dev
+    /// Write a trace for <https://ui.perfetto.dev>
     #[arg(long, value_name = "FILE", env = "TANDEM_TRACE")]
     pub(crate) trace: Option<PathBuf>,
 

@@ -63,7 +63,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "NAME", env = "TANDEM_MODEL_NAME")]
     model_name: Option<String>,
 
-    /// Origin whose pages may call from a browser, as https://example.org, or * for all (may be given several times)
+    /// Origin whose pages may call from a browser, as `https://example.org`, or * for all (may be given several times)
     #[arg(long, value_name = "ORIGIN", env = "TANDEM_CORS")]
     cors: Vec<String>,
 

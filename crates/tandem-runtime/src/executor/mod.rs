@@ -22,7 +22,7 @@ use std::sync::Arc;
 use tandem_cpu::ops::{Largest, Rope};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
 use tandem_gpu::{Gpu, GpuError};
-use tandem_memory::{AllocError, KvCache, KvType, SystemMemory};
+use tandem_memory::{AllocError, KvCache, KvPool, KvShape, KvType, SystemMemory};
 
 use crate::error::{Result, RuntimeError};
 use crate::model::Model;
@@ -166,20 +166,27 @@ impl Executor {
         }
     }
 
-    /// Why the GPU does not compute an operation with a cache of that type, whatever the plan says; `None` where it does,
-    /// or where there is no GPU.
-    pub fn gpu_refusal(&self, operation: Operation, kv: KvType) -> Option<&str> {
-        self.igpu.as_ref()?.refusal(operation, kv)
+    /// Why the GPU does not compute an operation, whatever the plan says; `None` where it does, or where there is no GPU.
+    pub fn gpu_refusal(&self, operation: Operation) -> Option<&str> {
+        self.igpu.as_ref()?.refusal(operation)
     }
 
-    /// An empty KV cache with room for `capacity` tokens, in memory that every device uses.
+    /// A pool of KV pages for `tokens` tokens of all its sequences together, in memory that every device uses.
+    ///
+    /// # Errors
+    /// Where memory cannot be had, or the type does not suit the model.
+    pub fn kv_pool(&self, tokens: usize, kind: KvType) -> Result<KvPool> {
+        let c = self.model.config();
+        let shape = KvShape::new(c.n_layers, c.n_kv_heads, c.head_dim, kind);
+        Ok(KvPool::new(&*self.memory, shape, tokens)?)
+    }
+
+    /// An empty KV cache with room for `capacity` tokens and a pool of its own, in memory that every device uses.
     ///
     /// # Errors
     /// Where memory cannot be had, or the type does not suit the model.
     pub fn kv_cache(&self, capacity: usize, kind: KvType) -> Result<KvCache> {
-        let c = self.model.config();
-        let (layers, heads, dim) = (c.n_layers, c.n_kv_heads, c.head_dim);
-        Ok(KvCache::new_in(&*self.memory, layers, heads, dim, capacity, kind)?)
+        Ok(KvCache::in_pool(&self.kv_pool(capacity, kind)?, capacity))
     }
 
     /// The model.
@@ -282,7 +289,7 @@ impl Executor {
         mut trace: Option<&mut RouterTrace>,
     ) -> Result<()> {
         assert!(segments.iter().all(|segment| !segment.ids.is_empty()), "a segment without tokens");
-        let batch = Batch::new(segments, self.model.config().vocab_size)?;
+        let batch = Batch::new(&mut *segments, self.model.config().vocab_size)?;
         let tokens = batch.ids.len();
         assert!((1..=self.batch).contains(&tokens), "{tokens} tokens in one batch");
         assert!(largest.is_empty() || largest.len() == batch.n_wanted(), "largest of each token");

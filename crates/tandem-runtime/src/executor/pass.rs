@@ -79,10 +79,7 @@ impl Pass<'_> {
 
     /// What computes a step: where the plan says, unless the GPU does not compute such.
     fn placement(&self, step: Step) -> Placement {
-        let refused = |igpu: &Igpu| {
-            let mut kinds = self.caches.iter().map(|kv| kv.kind());
-            kinds.any(|kind| igpu.refusal(step.operation, kind).is_some())
-        };
+        let refused = |igpu: &Igpu| igpu.refusal(step.operation).is_some();
         match step.placement {
             _ if self.igpu.as_deref().is_none_or(refused) => Placement::Cpu,
             Placement::Split(share) if share <= 0.0 => Placement::Cpu,

@@ -100,7 +100,8 @@ impl<'scope> KvPages<'scope> {
     ) -> Result<Self> {
         assert!(table.is_of(kv), "another cache's page table");
         let (shape, pages) = (*kv.shape(), kv.pages().len());
-        let end = table.pages.iter().max().map_or(0, |&last| last as usize + 1) * shape.page_bytes();
+        let end =
+            table.pages.iter().max().map_or(0, |&last| last as usize + 1) * shape.page_bytes();
         assert!(end <= pool.len(), "pages up to byte {end} of {}", pool.len());
         let table = scope.vec(&table.numbers)?;
         Ok(Self { shape, pool, table, pages, own_from: kv.own_from() })

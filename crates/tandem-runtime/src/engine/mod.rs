@@ -4,15 +4,22 @@
 //! being written and some tokens of prompts that are being read. So weights are read once for all of them, a text joins
 //! or leaves between any two tokens, and no prompt, however long, keeps the others waiting for longer than its chunk
 //! takes.
+//!
+//! Keys and values of all texts are in pages of one pool. Texts that begin alike have pages in common, those that run now
+//! and those that have ended: what is in them is computed once. A text begins when there are pages for its prompt; where
+//! they run out, those of ended texts are given up, and then the text that began last is interrupted, and goes on when
+//! others have ended.
 
 mod handle;
+mod pages;
+mod prefix;
 mod queue;
 mod rounds;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tandem_memory::KvType;
+use tandem_memory::{KvPool, KvType, PAGE_TOKENS};
 use tandem_model::tokenizer::Tokenizer;
 
 use crate::error::{Result, RuntimeError};
@@ -23,18 +30,25 @@ pub use handle::{Event, Handle};
 use queue::Queue;
 use rounds::Rounds;
 
+/// Bytes of all texts' KV pages, at most, where neither their number nor a single text's length ask for more.
+const DEFAULT_KV_BYTES: usize = 4 << 30;
+
 /// How an engine shares itself out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
-    /// Texts that are read and written at a time, at most; each may have a KV cache of its own.
+    /// Texts that are read and written at a time, at most.
     pub max_sequences: usize,
     /// Texts that wait for their turn, at most.
     pub max_waiting: usize,
     /// Tokens of prompts in a round, at most, while some text is being written: that bounds the time between two of its
     /// tokens. With none being written, as many as the executor takes.
     pub prefill_chunk: usize,
-    /// Tokens that a text's KV cache has room for.
+    /// Tokens of a text, at most; fewer where all pages together hold no more.
     pub context: usize,
+    /// Tokens that all texts together have KV pages for, those that ended and are kept included: this is the limit of their
+    /// memory. None is as many as `max_sequences` texts of the longest kind take, but no more than one such text or 4 GiB,
+    /// whichever is more.
+    pub kv_tokens: Option<usize>,
     /// How keys and values are stored.
     pub kv_type: KvType,
 }
@@ -52,6 +66,7 @@ pub struct EngineLoad {
 pub struct Engine {
     queue: Arc<Queue>,
     options: EngineOptions,
+    pool: KvPool,
     vocab_size: usize,
     thread: Option<JoinHandle<()>>,
 }
@@ -60,7 +75,8 @@ impl Engine {
     /// Starts an engine.
     ///
     /// # Errors
-    /// Where a number in `options` is out of range, or the thread cannot be started.
+    /// Where a number in `options` is out of range, memory for keys and values cannot be had, or the thread cannot be
+    /// started.
     pub fn start(
         executor: Executor,
         tokenizer: Arc<Tokenizer>,
@@ -70,19 +86,23 @@ impl Engine {
             true => Ok(()),
             false => Err(RuntimeError::Parameter { name, expected, found: found as f32 }),
         };
-        let EngineOptions { max_sequences, prefill_chunk, context, .. } = options;
+        let EngineOptions { max_sequences, prefill_chunk, context, kv_tokens, .. } = options;
         let fits = (1..executor.batch()).contains(&max_sequences);
         check(fits, "max_sequences", "1 or more, and fewer than a batch", max_sequences)?;
         check(prefill_chunk > 0, "prefill_chunk", "1 or more", prefill_chunk)?;
         check(context > 0, "context", "1 or more", context)?;
+        let kv_tokens =
+            kv_tokens.unwrap_or_else(|| pages_of(context).saturating_mul(max_sequences));
+        check(kv_tokens > 0, "kv_tokens", "1 or more", kv_tokens)?;
+        let pool = executor.kv_pool(kv_tokens, options.kv_type)?;
         let (queue, vocab_size) =
             (Arc::new(Queue::default()), executor.model().config().vocab_size);
-        let shared = Arc::clone(&queue);
+        let (shared, of_texts) = (Arc::clone(&queue), pool.clone());
         let thread = std::thread::Builder::new()
             .name("tandem-engine".into())
-            .spawn(move || Rounds::new(executor, &tokenizer, &shared, options).run())
+            .spawn(move || Rounds::new(executor, &tokenizer, &shared, options, &of_texts).run())
             .map_err(|source| RuntimeError::Threads { threads: 1, source })?;
-        Ok(Self { queue, options, vocab_size, thread: Some(thread) })
+        Ok(Self { queue, options, pool, vocab_size, thread: Some(thread) })
     }
 
     /// Has `prompt` continued. Nothing is guessed ahead, whatever [`Request::lookup`] says: the tokens of other texts share
@@ -92,7 +112,7 @@ impl Engine {
     /// Where the prompt is empty, too long or not of this vocabulary, a parameter is out of range, as many texts wait
     /// as may, or the engine has stopped.
     pub fn submit(&self, prompt: Vec<u32>, request: Request) -> Result<Handle> {
-        check_prompt(&prompt, self.options.context)?;
+        check_prompt(&prompt, self.options.context.min(self.pool.tokens()))?;
         check_ids(&prompt, self.vocab_size)?;
         // Only to see whether it can be made.
         Sampler::new(request.sampling.clone())?;
@@ -101,10 +121,23 @@ impl Engine {
         Ok(handle)
     }
 
+    /// The pages of all texts.
+    pub fn kv_pool(&self) -> &KvPool {
+        &self.pool
+    }
+
     /// How busy the engine is.
     pub fn load(&self) -> EngineLoad {
         self.queue.load()
     }
+}
+
+/// [`EngineOptions::kv_tokens`], where they are not given.
+fn default_kv_tokens(executor: &Executor, options: EngineOptions) -> usize {
+    let EngineOptions { context, max_sequences, kv_type, .. } = options;
+    let longest = context.div_ceil(PAGE_TOKENS).saturating_mul(PAGE_TOKENS);
+    let most = DEFAULT_KV_BYTES / executor.kv_shape(kv_type).token_bytes();
+    longest.saturating_mul(max_sequences).min(most.max(longest))
 }
 
 impl Drop for Engine {

@@ -81,17 +81,20 @@ impl Pages {
 
     /// Keeps what a text leaves behind, for texts that begin alike.
     pub(super) fn keep(&mut self, context: &Context) {
-        self.keep_up_to(context, context.ids.len().min(context.kv.len()));
-    }
-
-    /// Keeps the full pages of a text that goes on: nobody will write to them any more.
-    pub(super) fn keep_full(&mut self, context: &Context) {
         let len = context.ids.len().min(context.kv.len());
-        self.keep_up_to(context, len - len % self.page_tokens());
+        self.prefixes.keep(&context.ids[..len], context.kv.pages(), self.page_tokens());
     }
 
-    fn keep_up_to(&mut self, context: &Context, len: usize) {
-        self.prefixes.keep(&context.ids[..len], context.kv.pages(), self.page_tokens());
+    /// Keeps the full pages of a text that goes on, where there are others than were `offered`: nobody will write to them any
+    /// more.
+    pub(super) fn offer(&mut self, context: &Context, offered: &mut usize) {
+        let page_tokens = self.page_tokens();
+        let full = context.ids.len().min(context.kv.len()) / page_tokens;
+        if full != *offered {
+            let ids = &context.ids[..full * page_tokens];
+            self.prefixes.keep_in_use(ids, context.kv.pages(), page_tokens);
+            *offered = full;
+        }
     }
 }
 

@@ -51,12 +51,24 @@ impl Prefixes {
         (pages, len)
     }
 
-    /// Keeps the pages that hold some ids; where there is one with the same ids already, that one stays.
+    /// Keeps the pages that hold some ids, and that nobody writes to any more; where there is one with the same ids already,
+    /// that one stays.
     pub(super) fn keep(&mut self, ids: &[u32], pages: &[KvPage], page_tokens: usize) {
+        self.add_all(ids, pages, page_tokens, false);
+    }
+
+    /// As [`Self::keep`], for pages that a text goes on with. None is kept after another's with the same ids: what the text
+    /// has must not keep that one from being given up.
+    pub(super) fn keep_in_use(&mut self, ids: &[u32], pages: &[KvPage], page_tokens: usize) {
+        self.add_all(ids, pages, page_tokens, true);
+    }
+
+    fn add_all(&mut self, ids: &[u32], pages: &[KvPage], page_tokens: usize, in_use: bool) {
         let mut at = None;
         self.clock += 1;
         for (ids, page) in ids.chunks(page_tokens).zip(pages) {
             match self.children(at).get(ids) {
+                Some(&index) if in_use && !self.holds(index, page) => return,
                 Some(&index) => at = Some(index),
                 None if ids.len() < page_tokens && self.is_within_another(at, ids) => return,
                 None => at = Some(self.add(at, ids, page)),
@@ -107,26 +119,27 @@ impl Prefixes {
         }
     }
 
+    fn holds(&self, index: usize, page: &KvPage) -> bool {
+        self.nodes[index].as_ref().is_some_and(|node| node.page.is_same(page))
+    }
+
     /// Whether some sibling's ids begin with these.
     fn is_within_another(&self, parent: Option<usize>, ids: &[u32]) -> bool {
-        let after = self.children(parent).range::<[u32], _>((Bound::Excluded(ids), Bound::Unbounded));
+        let after =
+            self.children(parent).range::<[u32], _>((Bound::Excluded(ids), Bound::Unbounded));
         after.map(|(other, _)| other).next().is_some_and(|other| other.starts_with(ids))
     }
 
     fn add(&mut self, parent: Option<usize>, ids: &[u32], page: &KvPage) -> usize {
         // No sibling's ids begin with another's, so the only one that these may begin with is the one before.
-        let before = self.children(parent).range::<[u32], _>((Bound::Unbounded, Bound::Excluded(ids)));
+        let before =
+            self.children(parent).range::<[u32], _>((Bound::Unbounded, Bound::Excluded(ids)));
         let last = before.map(|(other, &index)| (other, index)).next_back();
         let replaced = last.filter(|(other, _)| ids.starts_with(other)).map(|(_, index)| index);
         if let Some(index) = replaced {
             self.remove(index);
         }
-        let node = Node {
-            page: page.clone(),
-            parent,
-            children: Children::new(),
-            used: self.clock,
-        };
+        let node = Node { page: page.clone(), parent, children: Children::new(), used: self.clock };
         let index = self.unused.pop().unwrap_or_else(|| {
             self.nodes.push(None);
             self.nodes.len() - 1
@@ -228,7 +241,7 @@ mod tests {
                 probe.map(|ids| len(&mut prefixes, ids))
             })
             .collect();
-        assert_eq!(evicted, [[4, 5, 5], [4, 4, 5], [4, 4, 4], [4, 0, 4], [4, 0, 0]]);
+        assert_eq!(evicted, [[4, 5, 5], [4, 4, 5], [4, 0, 5], [4, 0, 4], [4, 0, 0]]);
         assert!(!prefixes.evict());
         assert_eq!((prefixes.evictable(), pool.free_pages()), (0, 18));
         drop(used);
@@ -244,9 +257,8 @@ mod tests {
         let (mut prefixes, mut all) = (Prefixes::default(), Vec::<Vec<u32>>::new());
         for _ in 0..300 {
             let ids: Vec<u32> = (0..rng.below(14)).map(|_| rng.below(3) as u32).collect();
-            let expected = all.iter().map(|other| {
-                other.iter().zip(&ids).take_while(|(a, b)| a == b).count()
-            });
+            let expected =
+                all.iter().map(|other| other.iter().zip(&ids).take_while(|(a, b)| a == b).count());
             let (pages, len) = prefixes.find(&ids, PAGE);
             assert_eq!(len, expected.max().unwrap_or(0), "{ids:?}");
             if len > 0 {

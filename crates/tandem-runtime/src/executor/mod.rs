@@ -171,14 +171,18 @@ impl Executor {
         self.igpu.as_ref()?.refusal(operation)
     }
 
+    /// What KV pages of this model look like.
+    pub fn kv_shape(&self, kind: KvType) -> KvShape {
+        let c = self.model.config();
+        KvShape::new(c.n_layers, c.n_kv_heads, c.head_dim, kind)
+    }
+
     /// A pool of KV pages for `tokens` tokens of all its sequences together, in memory that every device uses.
     ///
     /// # Errors
     /// Where memory cannot be had, or the type does not suit the model.
     pub fn kv_pool(&self, tokens: usize, kind: KvType) -> Result<KvPool> {
-        let c = self.model.config();
-        let shape = KvShape::new(c.n_layers, c.n_kv_heads, c.head_dim, kind);
-        Ok(KvPool::new(&*self.memory, shape, tokens)?)
+        Ok(KvPool::new(&*self.memory, self.kv_shape(kind), tokens)?)
     }
 
     /// An empty KV cache with room for `capacity` tokens and a pool of its own, in memory that every device uses.

@@ -67,6 +67,8 @@ pub(crate) struct Generation<'a> {
     max_tokens: usize,
     stop_ids: Vec<u32>,
     output: Output<'a>,
+    /// What must be in the context before the text goes on, where it was interrupted.
+    replay: Vec<u32>,
     ended: bool,
     begun: Instant,
     /// When the whole prompt had been read.
@@ -99,6 +101,7 @@ impl<'a> Generation<'a> {
             max_tokens: request.max_tokens.unwrap_or(usize::MAX),
             stop_ids: request.stop_ids.clone(),
             output: Output::new(tokenizer, &prompt, request, listener),
+            replay: Vec::new(),
             ended: false,
             begun,
             read: None,
@@ -112,8 +115,47 @@ impl<'a> Generation<'a> {
     }
 
     /// Whether some of the prompt has not been read.
-    pub(crate) fn is_reading(&self) -> bool {
+    fn is_reading(&self) -> bool {
         self.read.is_none()
+    }
+
+    /// Whether tokens are to go through the model that are known, the prompt's mostly, before others are chosen.
+    pub(crate) fn is_read(&self, context: &Context) -> bool {
+        self.is_reading() || context.ids.len() < self.replay.len()
+    }
+
+    /// What the context is to hold before tokens are chosen, as far as it may come from elsewhere: the prompt's last token
+    /// must go through the model, since its logits are needed.
+    pub(crate) fn known(&self) -> &[u32] {
+        match self.is_reading() {
+            true => &self.prompt[..self.prompt.len() - 1],
+            false => &self.replay,
+        }
+    }
+
+    /// The text goes on in another context, which holds more of [`Self::known`].
+    pub(crate) fn adopt(&mut self, context: &mut Context, other: Context) {
+        if self.is_reading() {
+            self.generated.cached_tokens += other.ids.len() - context.ids.len();
+        }
+        *context = other;
+    }
+
+    /// Asks whether the text is to go on; answers whether it has ended.
+    pub(crate) fn poll(&mut self) -> bool {
+        self.ended |= self.output.poll();
+        self.ended
+    }
+
+    /// The text is interrupted, and goes on later in an empty context.
+    pub(crate) fn interrupt(&mut self, context: &mut Context) {
+        if self.is_reading() {
+            self.generated.cached_tokens = 0;
+            self.generated.computed_tokens = 0;
+        } else {
+            self.replay = std::mem::take(&mut context.ids);
+        }
+        context.truncate(0);
     }
 
     /// Whether nothing comes after what there is.
@@ -139,11 +181,16 @@ impl<'a> Generation<'a> {
 
     /// What comes next, of at most so many tokens; none at the end.
     pub(crate) fn next_step(&mut self, context: &Context, most: usize) -> Option<Step> {
-        self.ended |= self.is_reading() && self.output.poll();
+        self.ended |= self.is_read(context) && self.output.poll();
         if self.ended {
             return None;
         }
         let known = context.ids.len();
+        if known < self.replay.len() {
+            let end = known.saturating_add(most).min(self.replay.len());
+            let ids = self.replay[known..end].to_vec();
+            return Some(Step { ids, drafted: 0, wanted: LogitsFor::None });
+        }
         if self.is_reading() {
             let end = known.saturating_add(most).min(self.prompt.len());
             let ids = self.prompt[known..end].to_vec();

@@ -12,6 +12,7 @@ mod support;
 mod failure;
 mod golden;
 mod packed;
+mod pages;
 mod work;
 
 use std::path::Path;

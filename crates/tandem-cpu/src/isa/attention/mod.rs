@@ -56,13 +56,7 @@ pub(crate) trait AttentionKernels: Sync {
 
     /// Unpacks values of `dim` numbers into strips, `[strip][value][number of the strip]`, the last filled up with zeros.
     /// `place` is the number of the first one in a strip, and how many values strips have.
-    fn unpack_values(
-        &self,
-        values: KvData<'_>,
-        dim: usize,
-        out: &mut [f32],
-        place: (usize, usize),
-    );
+    fn unpack_values(&self, values: KvData<'_>, dim: usize, out: &mut [f32], place: (usize, usize));
 
     /// The dot products of `count` keys with a panel of queries, `[number][query]`. `keys` and `scores` have room for the
     /// count rounded up to [`KEY_STEP`]; what comes of the keys beyond it means nothing.

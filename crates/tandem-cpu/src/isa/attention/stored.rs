@@ -45,7 +45,12 @@ impl Ahead {
         let bytes = data.n_bytes();
         // A run that is shorter than that must not have the next one's beginning left out.
         let distance = AHEAD.min(bytes);
-        Self { start: data.start(), turn: bytes - distance, next: next.wrapping_sub(bytes), distance }
+        Self {
+            start: data.start(),
+            turn: bytes - distance,
+            next: next.wrapping_sub(bytes),
+            distance,
+        }
     }
 
     #[inline(always)]

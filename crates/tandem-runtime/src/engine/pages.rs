@@ -4,7 +4,7 @@ use tandem_memory::{KvCache, KvPage, KvPool};
 
 use super::prefix::Prefixes;
 use crate::error::Result;
-use crate::text::Context;
+use crate::text::{Context, common};
 
 pub(super) struct Pages {
     empty: KvCache,
@@ -96,9 +96,4 @@ impl Pages {
             *offered = full;
         }
     }
-}
-
-/// How many ids two texts begin with alike.
-pub(super) fn common(one: &[u32], other: &[u32]) -> usize {
-    one.iter().zip(other).take_while(|(a, b)| a == b).count()
 }

@@ -9,6 +9,8 @@ use std::ops::Bound;
 
 use tandem_memory::KvPage;
 
+use crate::text::common;
+
 type Children = BTreeMap<Box<[u32]>, usize>;
 
 /// Pages by the tokens that they hold.
@@ -162,10 +164,8 @@ impl Prefixes {
 fn nearest(children: &Children, ids: &[u32]) -> Option<(usize, usize)> {
     let before = children.range::<[u32], _>((Bound::Unbounded, Bound::Included(ids))).next_back();
     let after = children.range::<[u32], _>((Bound::Excluded(ids), Bound::Unbounded)).next();
-    let common = |(other, &index): (&Box<[u32]>, &usize)| {
-        (ids.iter().zip(other).take_while(|(a, b)| a == b).count(), index)
-    };
-    let best = before.into_iter().chain(after).map(common).max_by_key(|&(common, _)| common);
+    let shared = |(other, &index): (&Box<[u32]>, &usize)| (common(ids, other), index);
+    let best = before.into_iter().chain(after).map(shared).max_by_key(|&(common, _)| common);
     best.filter(|&(common, _)| common > 0)
 }
 
@@ -257,8 +257,7 @@ mod tests {
         let (mut prefixes, mut all) = (Prefixes::default(), Vec::<Vec<u32>>::new());
         for _ in 0..300 {
             let ids: Vec<u32> = (0..rng.below(14)).map(|_| rng.below(3) as u32).collect();
-            let expected =
-                all.iter().map(|other| other.iter().zip(&ids).take_while(|(a, b)| a == b).count());
+            let expected = all.iter().map(|other| common(other, &ids));
             let (pages, len) = prefixes.find(&ids, PAGE);
             assert_eq!(len, expected.max().unwrap_or(0), "{ids:?}");
             if len > 0 {

@@ -11,11 +11,11 @@ use tandem_model::tokenizer::Tokenizer;
 
 use super::EngineOptions;
 use super::handle::{Event, Job, Reply};
-use super::pages::{Pages, common};
+use super::pages::Pages;
 use super::queue::Queue;
 use crate::error::{Result, RuntimeError};
 use crate::executor::Executor;
-use crate::text::{Context, Generated, Generation, Step, Turn, advance};
+use crate::text::{Context, Generated, Generation, Step, Turn, advance, common};
 
 pub(super) struct Rounds<'a> {
     executor: Executor,

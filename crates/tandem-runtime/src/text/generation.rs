@@ -3,45 +3,14 @@
 use std::time::Instant;
 
 use tandem_cpu::ops::Largest;
-use tandem_memory::KvCache;
 use tandem_model::tokenizer::Tokenizer;
 
 use super::output::{Listener, Output};
-use super::{FinishReason, Generated, Request};
+use super::{Context, FinishReason, Generated, Request};
 use crate::error::{Result, RuntimeError};
 use crate::executor::{Executor, LogitsFor, Segment};
 use crate::lookup::Lookup;
 use crate::sampling::Sampler;
-
-/// Tokens whose keys and values are in a cache.
-pub(crate) struct Context {
-    pub(crate) kv: KvCache,
-    pub(crate) ids: Vec<u32>,
-}
-
-impl Context {
-    /// Of an empty cache.
-    pub(crate) fn new(kv: KvCache) -> Self {
-        Self { kv, ids: Vec::new() }
-    }
-
-    /// Tokens that there is room for.
-    pub(crate) fn capacity(&self) -> usize {
-        self.kv.capacity()
-    }
-
-    /// Tokens that a prompt has in common with what is there, without its last one, whose logits are needed.
-    pub(crate) fn common(&self, prompt: &[u32]) -> usize {
-        let common = self.ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        common.min(prompt.len().saturating_sub(1))
-    }
-
-    /// Forgets what comes after so many tokens.
-    fn truncate(&mut self, len: usize) {
-        self.ids.truncate(len);
-        self.kv.truncate(len);
-    }
-}
 
 /// Tokens of one text that go through the model next.
 pub(crate) struct Step {
@@ -152,8 +121,8 @@ impl<'a> Generation<'a> {
         if self.is_reading() {
             self.generated.cached_tokens = 0;
             self.generated.computed_tokens = 0;
-        } else {
-            self.replay = std::mem::take(&mut context.ids);
+        } else if context.ids.len() > self.replay.len() {
+            self.replay.clone_from(&context.ids);
         }
         context.truncate(0);
     }

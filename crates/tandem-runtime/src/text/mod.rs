@@ -1,10 +1,12 @@
 //! One text: what is asked for, how it is read and written, and what comes of it.
 
+mod context;
 mod generation;
 mod output;
 mod request;
 mod session;
 
-pub(crate) use generation::{Context, Generation, Step, Turn, advance, check_prompt};
+pub(crate) use context::{Context, common};
+pub(crate) use generation::{Generation, Step, Turn, advance, check_prompt};
 pub use request::{FinishReason, Generated, Request};
 pub use session::Session;

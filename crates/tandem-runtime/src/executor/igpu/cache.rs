@@ -36,6 +36,10 @@ impl DeviceCaches {
         }
         if own_memory {
             self.copies.retain(|copy| !copy.pool.is_gone());
+            // Room for all of them comes first: what makes room forgets what was there.
+            for kv in caches {
+                self.copy_of(kv.pool()).fit(gpu, kv)?;
+            }
             for kv in caches {
                 let copy = self.copy_of(kv.pool());
                 layers.iter().try_for_each(|&layer| copy.bring(gpu, kv, layer))?;
@@ -100,7 +104,6 @@ struct PoolCopy {
 impl PoolCopy {
     /// Brings what is not here of a layer.
     fn bring(&mut self, gpu: &Gpu, kv: &KvCache, layer: usize) -> Result<()> {
-        self.fit(gpu, kv)?;
         let Some(bytes) = &mut self.bytes else { return Ok(()) };
         for page in kv.pages() {
             let here = &mut self.stamps[page.index() as usize][layer];

@@ -271,10 +271,10 @@ impl<'a> Rounds<'a> {
 
     /// Takes a text's pages from it.
     fn interrupt(&mut self, index: usize) {
-        let Running { text, context, step, .. } = &mut self.running[index];
+        let Running { text, context, step, offered, .. } = &mut self.running[index];
         self.pages.keep(context);
         text.interrupt(context);
-        *step = None;
+        (*step, *offered) = (None, 0);
     }
 
     /// Tells what came of a round: `results` are those of the texts that went through it. Those that have been read for

@@ -91,8 +91,7 @@ impl Engine {
         check(fits, "max_sequences", "1 or more, and fewer than a batch", max_sequences)?;
         check(prefill_chunk > 0, "prefill_chunk", "1 or more", prefill_chunk)?;
         check(context > 0, "context", "1 or more", context)?;
-        let kv_tokens =
-            kv_tokens.unwrap_or_else(|| pages_of(context).saturating_mul(max_sequences));
+        let kv_tokens = kv_tokens.unwrap_or_else(|| default_kv_tokens(&executor, options));
         check(kv_tokens > 0, "kv_tokens", "1 or more", kv_tokens)?;
         let pool = executor.kv_pool(kv_tokens, options.kv_type)?;
         let (queue, vocab_size) =

@@ -164,8 +164,10 @@ impl Prefixes {
 fn nearest(children: &Children, ids: &[u32]) -> Option<(usize, usize)> {
     let before = children.range::<[u32], _>((Bound::Unbounded, Bound::Included(ids))).next_back();
     let after = children.range::<[u32], _>((Bound::Excluded(ids), Bound::Unbounded)).next();
-    let shared = |(other, &index): (&Box<[u32]>, &usize)| (common(ids, other), index);
-    let best = before.into_iter().chain(after).map(shared).max_by_key(|&(common, _)| common);
+    let neighbours = before.into_iter().chain(after);
+    let best = neighbours
+        .map(|(other, &index)| (common(ids, other), index))
+        .max_by_key(|&(common, _)| common);
     best.filter(|&(common, _)| common > 0)
 }
 

@@ -163,18 +163,17 @@ impl<'a> Rounds<'a> {
     /// Texts that are read go on with what others have computed meanwhile. Answers which of them should wait, since another
     /// is about to compute what they need.
     fn adopt(&mut self) -> Vec<bool> {
-        let mut waits = vec![false; self.running.len()];
-        for index in 0..self.running.len() {
+        let count = self.running.len();
+        let adopt = |index: usize| {
             let Running { text, context, .. } = &self.running[index];
-            if !text.is_read(context) {
-                continue;
-            }
-            waits[index] = self.is_computed_by_another(index);
-            if !waits[index] {
+            let reads = text.is_read(context);
+            let waits = reads && self.is_computed_by_another(index);
+            if reads && !waits {
                 self.adopt_best(index);
             }
-        }
-        waits
+            waits
+        };
+        (0..count).map(adopt).collect()
     }
 
     /// Whether a text that is read further, or as far and began earlier, is at what this one needs next.

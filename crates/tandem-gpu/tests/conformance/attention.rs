@@ -3,7 +3,7 @@
 use half::f16;
 use tandem_gpu::ops::{Heads, KvPages, KvRegion, PageTable, attention_spans};
 use tandem_gpu::{Gpu, GpuVec, Sharing};
-use tandem_memory::{KV_BLOCK, KvCache, KvData, KvPool, KvShape, KvType};
+use tandem_memory::{KV_BLOCK, KvCache, KvData, KvPool, KvShape, KvType, PAGE_TOKENS};
 use tandem_testkit::Rng;
 use tandem_testkit::oracle::{Attention, Expected, assert_close, rope};
 
@@ -24,7 +24,8 @@ struct Cache {
 impl Cache {
     /// Pages come in random order, and what was not written must not be looked at: it is NaN in every type.
     fn new(gpu: &Gpu, rng: &mut Rng, heads: Heads, kind: KvType, capacity: usize) -> Self {
-        let page = [4, 16, 64, 64, 128][rng.below(5)];
+        // Few sizes: kernels are compiled for each.
+        let page = [4, PAGE_TOKENS][rng.below(2)];
         let shape = KvShape::new(2, heads.kv, heads.dim, kind).with_page_tokens(page);
         let pages = shape.pages(capacity) + 3;
         let pool = KvPool::new(gpu.memory(), shape, pages * page).unwrap();

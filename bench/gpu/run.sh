@@ -5,7 +5,9 @@
 #   kernels      speed of every kernel, and of the cache of experts
 #   model        a full-size random model in q4_0 under $WORK (needs python3 with numpy, 10 GB): what follows uses it
 #   devices      CPU alone, GPU alone, default partition, split, calibrated: prompts and generation
-#   shared       the same on one memory: the CPU executor on the upper half of the cores, PoCL on the lower
+#   cache        the GPU alone, with room for all experts, a half and a quarter of them
+#   shared       the same as devices, on one memory: the CPU executor on the upper half of the cores, PoCL on the lower
+#   policies     scheduling policies on one memory, set up as for shared; beside a memory hog, too
 # OPENCL=nvidia (the default) or pocl says which driver is visible; WORK is /dev/shm/tandem; no measurement may take
 # longer than LIMIT seconds (240).
 set -euo pipefail
@@ -61,7 +63,7 @@ devices() {
   file=devices.md
   local tests=(-p 256 -n 64 -r 3)
   local place
-  for place in cpu igpu default split=0.3 split=0.5 split=0.7 split=0.9; do
+  for place in cpu igpu default split=0.5; do
     bench "$place" "$bundle/tandem" bench --placement "$place"
   done
   bench "GPU alone, with times of its kernels" "$bundle/tandem" bench --placement igpu --profile
@@ -69,15 +71,27 @@ devices() {
   bench "auto" "$bundle/tandem" bench --placement auto --explain
 }
 
+cache() {
+  file=cache.md
+  local tests=(-p 256 -n 64 -r 3) mb ahead
+  # All experts are 1512 MB.
+  for mb in 1600 1134 756 378; do
+    for ahead in none predict; do
+      bench "$mb MB for experts, ahead: $ahead" "$bundle/tandem" bench --placement igpu --expert-cache-mb "$mb" --expert-prefetch "$ahead"
+    done
+  done
+  bench "756 MB, by operation" "$bundle/tandem" bench --placement igpu --expert-cache-mb 756 --profile
+}
+
 # PoCL binds its threads to the first CPUs, whatever the process may use; the CPU executor has what the process may.
 shared() {
   file=shared.md
-  # Kernels for GPUs are slow on CPUs.
-  local tests=(-p 64 -n 16 -r 3)
+  local tests=(-p 64 -n 32 -r 3)
   local all half place device=(--device 'Portable Computing Language')
   all=$(nproc)
   half=$((all / 2))
   bench "CPU alone, all cores" "$bundle/tandem" bench --placement cpu -t "$all"
+  POCL_AFFINITY=1 POCL_MAX_PTHREAD_COUNT=$half "$bundle/kernel_speed" --device portable --tokens 1,8,64 --rounds 3 > "$out/kernels-pocl.md" 2>&1 || true
   export POCL_AFFINITY=1 POCL_MAX_PTHREAD_COUNT=$half
   local on=(taskset -c "$half-$((all - 1))" "$bundle/tandem")
   for place in cpu igpu default split=0.1 split=0.3 split=0.5; do
@@ -85,6 +99,15 @@ shared() {
   done
   timeout "$limit" "${on[@]}" calibrate -m "$model" -t "$half" --quick "${device[@]}" > "$out/calibrate-shared.md" 2>&1 || true
   bench "auto" "${on[@]}" bench -t "$half" --placement auto --explain "${device[@]}"
+}
+
+policies() {
+  local all half
+  all=$(nproc)
+  half=$((all / 2))
+  export POCL_AFFINITY=1 POCL_MAX_PTHREAD_COUNT=$half
+  timeout $((2 * limit)) taskset -c "$half-$((all - 1))" "$bundle/tandem" policies -m "$model" -t "$half" -p 64 -n 4 -r 3 \
+    --warm-up 2 --hog --device 'Portable Computing Language' --json "$out/policies.json" > "$out/policies.md" 2>&1 || true
 }
 
 opencl=${OPENCL:-nvidia}

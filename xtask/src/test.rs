@@ -4,7 +4,7 @@ use std::process::Command;
 
 use clap::Args;
 
-use tandem_testkit::OpenClRuntimes;
+use tandem_testkit::{OpenClRuntimes, PROGRAMS, PROGRAMS_EXPECTED, program_is_installed};
 
 use crate::shell::{output, root, run};
 
@@ -19,8 +19,12 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     install_python()?;
     install_pocl()?;
+    let has_programs = install_programs()?;
     let mut tests = Command::new(&cargo);
     tests.current_dir(root()).envs(OpenClRuntimes::install().environment());
+    if has_programs {
+        tests.env(PROGRAMS_EXPECTED, "1");
+    }
     // nextest runs tests of all crates side by side; cargo's own runner does without a further program.
     if output(Command::new(&cargo).args(["nextest", "--version"])).is_ok() {
         tests.args(["nextest", "run", "--no-fail-fast"]);
@@ -63,8 +67,30 @@ fn install_pocl() -> anyhow::Result<()> {
     }
 }
 
+/// The browser and the proxies that tests of the server run; whether they are there. Only machines that cannot have them
+/// may go without.
+fn install_programs() -> anyhow::Result<bool> {
+    let missing: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| !program_is_installed(program))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(true);
+    }
+    eprintln!("installing {}, which tests of the server run", missing.join(", "));
+    match apt_install(&missing) {
+        Ok(()) => Ok(true),
+        Err(e) if std::env::var_os("CI").is_some() => Err(e),
+        Err(e) => {
+            eprintln!("\nNOT TESTED: what is before and on top of the server: {e:#}\n");
+            Ok(false)
+        }
+    }
+}
+
 /// Installs Debian packages, as root or through sudo.
-fn apt_install(packages: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn apt_install(packages: &[&str]) -> anyhow::Result<()> {
     let root_user = output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
     let apt_get = |args: &[&str], packages: &[&str]| {
         let mut command = Command::new(if root_user { "apt-get" } else { "sudo" });

@@ -92,9 +92,10 @@ impl Layouts {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let device = tandem_gpu::find_device(&args.device.parse()?, 0, 0)?;
+    let device = tandem_gpu::find_device(&args.device.parse()?, tandem_gpu::Needs::default())?;
     let sharing = args.own_memory.then_some(Sharing::None);
-    let options = GpuOptions { sharing, cache: ProgramCache::of_user(), path: None };
+    let cache = ProgramCache::of_user();
+    let options = GpuOptions { sharing, cache, ..GpuOptions::default() };
     let gpu = Gpu::open(device, options)?;
     let info = gpu.device().info();
     println!("# Expert cache on {}, driver {}\n", info.full_name(), info.driver);
@@ -127,8 +128,7 @@ fn main() -> anyhow::Result<()> {
             ("sequential", Some(Prefetch::Sequential)),
         ] {
             let budget = experts.len() / 100 * percent + expert;
-            let prefetch = ahead.unwrap_or_default();
-            let options = CacheOptions { prefetch, ..CacheOptions::with_budget(budget) };
+            let options = CacheOptions { prefetch: ahead, ..CacheOptions::with_budget(budget) };
             let cache = ExpertCache::new(&layer.gpu, shape, options)?;
             let load = |id: ExpertId, into: [&mut [u8]; MATRICES]| {
                 let mut from = &experts[(id.layer * N_EXPERTS + id.expert) * expert..][..expert];
@@ -224,16 +224,17 @@ impl Layer {
             uses.group(scope, &scope.vec(&chosen_ids)?, &scope.vec(shares)?)?;
             let x = quantized.fill(scope, &scope.vec(x)?, HIDDEN, Precision::Bits8)?;
             let (gate, up, out) = (scope.vec_mut(gate)?, scope.vec_mut(up)?, scope.vec_mut(out)?);
-            cache.with_experts(scope, layer, &chosen, &load, |resident| {
-                for (matrix, to) in [(0, &gate), (1, &up)] {
-                    let weights = ExpertWeights::resident(layouts.inner, resident, matrix);
-                    ops::matmul_experts(scope, &weights, &uses, &x, ExpertInput::OfTokens, to)?;
-                }
-                ops::silu_mul(scope, &gate, &up)?;
-                let inner = inner.fill(scope, &gate, INNER, Precision::Bits8)?;
-                let down = ExpertWeights::resident(layouts.down, resident, 2);
-                ops::matmul_experts(scope, &down, &uses, &inner, ExpertInput::OfUses, &out)
-            })?;
+            let mut held = cache.hold(scope, layer);
+            held.take(&chosen, &load)?;
+            let of = |layout, matrix| ExpertWeights::resident(layout, &held, matrix);
+            let (w1, w3, w2) = (of(layouts.inner, 0), of(layouts.inner, 1), of(layouts.down, 2));
+            let both = [(&w1, &gate), (&w3, &up)];
+            ops::matmul_experts(scope, &both, &uses, &x, ExpertInput::OfTokens)?;
+            let room = inner.lend(scope)?;
+            let both = (&gate, &*up);
+            let inner = ops::silu_mul_quantized(scope, both, INNER, Precision::Bits8, &room)?;
+            ops::matmul_experts(scope, &[(&w2, &out)], &uses, &inner, ExpertInput::OfUses)?;
+            drop(held);
             let projections = PackedWeights::new(layouts.attention, scope.vec(attention)?);
             let projected = scope.vec_mut(projected)?;
             ops::matmul(scope, &projections, None, &x, Output::Replace, &projected)?;

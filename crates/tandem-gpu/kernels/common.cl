@@ -20,32 +20,12 @@
 #endif
 #define KERNEL __attribute__((reqd_work_group_size(GROUP, 1, 1))) TEAM_SIZE kernel void
 
+// Activations in 8 bits come in blocks of 32, see `quantized.cl`.
+#define BLOCK_BYTES 48
+
 // With a work-group of one dimension, the lanes of a subgroup are neighbours in it.
 #define LANE ((uint)get_local_id(0) % LANES)
 #define TEAM ((uint)get_local_id(0) / LANES)
-
-// Four products of signed 8-bit integers, added up.
-inline int dot4(uint a, uint b, int sum) {
-#ifdef DOT
-    return sum + dot_4x8packed_ss_int(a, b);
-#elif defined(PTX_DOT)
-    // NVIDIA's OpenCL C has no function for its instruction.
-    asm("dp4a.s32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(a), "r"(b));
-    return sum;
-#else
-    const int4 p = convert_int4(as_char4(a)) * convert_int4(as_char4(b));
-    return sum + (p.x + p.y) + (p.z + p.w);
-#endif
-}
-
-// A lane's 32 bits of 64 bytes in a row, for four or eight such rows one after the other.
-#ifdef BLOCK_READS
-#define LOAD4(p) intel_sub_group_block_read4(p)
-#define LOAD8(p) intel_sub_group_block_read8(p)
-#else
-#define LOAD4(p) ((uint4)((p)[LANE], (p)[16 + LANE], (p)[32 + LANE], (p)[48 + LANE]))
-#define LOAD8(p) ((uint8)(LOAD4(p), LOAD4((p) + 64)))
-#endif
 
 // The sum, or the largest, of a number of each work-item of a group, to all of them. `scratch` has room for GROUP
 // numbers, and may be used again at once.

@@ -73,9 +73,41 @@ KERNEL matvec_rows(IN(weights), const uint rows, const uint cols, IN(bias), IN(x
     store_rows(partial, bias, rows, first, tokens, out, flags);
 }
 
+// Where rows are too few for a whole device, as the router's: a work-group has one row, whose columns all of its
+// work-items share. Group ids: row, block of tokens.
+KERNEL matvec_row(IN(weights), const uint rows, const uint cols, IN(bias), IN(x), const uint tokens, OUT(out),
+                  const uint flags) {
+    IN_PTR(uchar, weights);
+    IN_PTR(float, bias);
+    IN_PTR(float, x);
+    OUT_PTR(float, out);
+    local float scratch[GROUP];
+    const uint row = get_group_id(0), first = get_group_id(1) * TOKENS;
+    float sums[TOKENS];
+    for (uint t = 0; t < TOKENS; t++) {
+        sums[t] = 0.0f;
+    }
+    __attribute__((opencl_unroll_hint(COLS_AHEAD)))
+    for (uint col = get_local_id(0); col < cols; col += GROUP) {
+        const float w = weight(weights, (ulong)row * cols + col);
+        for (uint t = 0; t < TOKENS; t++) {
+            sums[t] += w * x[(ulong)min(first + t, tokens - 1) * cols + col];
+        }
+    }
+    for (uint t = 0; t < TOKENS; t++) {
+        const float sum = group_sum(sums[t], scratch);
+        if (get_local_id(0) == 0 && first + t < tokens) {
+            const float with_bias = sum + ((flags & HAS_BIAS) ? bias[row] : 0.0f);
+            const ulong at = (ulong)(first + t) * rows + row;
+            out[at] = (flags & ADD_TO) ? out[at] + with_bias : with_bias;
+        }
+    }
+}
+
 // Products of the uses of experts, as in `matmul_packed.cl`. Group ids: 16 rows, expert, block of the expert's uses.
 KERNEL experts_rows(IN(weights), IN(matrices), const uint rows, const uint cols, IN(starts), IN(use_tokens),
-                    const uint uses, IN(x), OUT(out), const uint flags) {
+                    const uint uses, const ulong wanted, const uint base, const uint results, IN(x), OUT(out),
+                    const uint flags) {
     IN_PTR(uchar, weights);
     IN_PTR(ulong, matrices);
     IN_PTR(uint, starts);
@@ -84,7 +116,9 @@ KERNEL experts_rows(IN(weights), IN(matrices), const uint rows, const uint cols,
     OUT_PTR(float, out);
     local float partial[TEAMS * TOKENS * LANES];
     const uint row = get_group_id(0) * TEAMS + TEAM, expert = get_group_id(1);
-    const uint first = starts[expert] + get_group_id(2) * TOKENS, end = min(starts[expert + 1], uses);
+    const bool is_wanted = expert >= 64 || (wanted >> expert & 1) != 0;
+    const uint first = max(starts[expert], base) + get_group_id(2) * TOKENS;
+    const uint end = is_wanted ? min(starts[expert + 1], min(uses, base + results)) : 0;
     uint x_rows[TOKENS];
     for (uint t = 0; t < TOKENS; t++) {
         const uint use = min(first + t, max(end, 1u) - 1);
@@ -94,5 +128,5 @@ KERNEL experts_rows(IN(weights), IN(matrices), const uint rows, const uint cols,
         add_columns(weights + matrices[expert], min(row, rows - 1), cols, x, x_rows, partial);
     }
     barrier(CLK_LOCAL_MEM_FENCE);
-    store_rows(partial, x, rows, first, end, out, flags);
+    store_rows(partial, x, rows, first - base, first < end ? end - base : 0, out, flags);
 }

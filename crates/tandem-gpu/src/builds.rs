@@ -46,11 +46,16 @@ pub fn target_builds() -> Vec<TargetBuild> {
         for (planes, tokens) in [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 2)] {
             let team =
                 [("PLANES", planes), ("TOKENS", tokens), ("TILES", Path::Dot.team(planes).1)];
-            add(s::MATMUL, &[&[("BITS", bits)], &team[..]].concat());
+            // q, k and v; gate and up.
+            for products in if Path::Dot.takes_several(planes * tokens) { 1..=3 } else { 1..=1 } {
+                let each = [("BITS", bits), ("PRODUCTS", products)];
+                add(s::MATMUL, &[&each, &team[..]].concat());
+            }
         }
     }
     for planes in [1, 2] {
-        add(s::QUANTIZE, &[("COLS", HIDDEN), ("PLANES", planes)]);
+        add(s::QUANTIZE, &[("PLANES", planes)]);
+        add(s::SILU_QUANTIZE, &[("PLANES", planes)]);
     }
     for kind in [16, 17, 32] {
         for tokens in [1, 8] {
@@ -72,6 +77,7 @@ pub fn target_builds() -> Vec<TargetBuild> {
         add(s::ATTENTION, &defines);
     }
     add(s::LAYER_NORM, &[("WIDTH", HIDDEN)]);
+    add(s::NORM_QUANTIZE, &[("WIDTH", HIDDEN)]);
     add(s::ELEMENTWISE, &[]);
     add(s::ROUTER, &[("EXPERTS", EXPERTS)]);
     add(s::GROUPING, &[("EXPERTS", EXPERTS)]);
@@ -94,7 +100,8 @@ mod tests {
             let name = file.unwrap().file_name().into_string().unwrap();
             let built = builds.iter().any(|build| build.file == name);
             // What others begin with.
-            assert!(built || name == "common.cl" || name == "kv.cl", "{name}");
+            let common = ["common.cl", "quantized.cl", "dots.cl", "kv.cl"];
+            assert!(built || common.contains(&name.as_str()), "{name}");
         }
     }
 }

@@ -30,6 +30,24 @@ impl FromStr for DeviceChoice {
     }
 }
 
+/// Bytes that a model needs of a device's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needed {
+    /// In all.
+    pub bytes: u64,
+    /// In one piece.
+    pub largest: u64,
+}
+
+/// What a model needs of a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Of one that shares the CPU's memory.
+    pub shared: Needed,
+    /// Of one with memory of its own, which may have only some of the experts there at a time.
+    pub own: Needed,
+}
+
 /// Why a device is not used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unused {
@@ -82,11 +100,12 @@ pub enum Unused {
     NotBest(String),
 }
 
-/// Whether a device can run a model whose memory is `bytes` in all, the largest piece of which is `largest`.
+/// Whether a device can run a model that needs so much.
 ///
 /// # Errors
 /// Says why it cannot.
-pub fn fits(info: &DeviceInfo, bytes: u64, largest: u64) -> Result<(), Unused> {
+pub fn fits(info: &DeviceInfo, needs: Needs) -> Result<(), Unused> {
+    let Needed { bytes, largest } = if info.unified_memory { needs.shared } else { needs.own };
     if !info.working {
         return Err(Unused::NotWorking);
     }
@@ -112,8 +131,7 @@ pub fn fits(info: &DeviceInfo, bytes: u64, largest: u64) -> Result<(), Unused> {
 pub fn choose(
     devices: &[&DeviceInfo],
     choice: &DeviceChoice,
-    bytes: u64,
-    largest: u64,
+    needs: Needs,
 ) -> Vec<Result<(), Unused>> {
     let suits = |info: &DeviceInfo| {
         match choice {
@@ -125,7 +143,7 @@ pub fn choose(
             DeviceChoice::Auto if info.kind == DeviceKind::Cpu => return Err(Unused::IsCpu),
             DeviceChoice::Auto => {}
         }
-        fits(info, bytes, largest)
+        fits(info, needs)
     };
     let mut verdicts: Vec<_> = devices.iter().map(|info| suits(info)).collect();
     // One memory is what Tandem is for; then size counts, and of equals the first.
@@ -145,10 +163,10 @@ pub fn choose(
 ///
 /// # Errors
 /// When there is no OpenCL, or no device suits; then with each one's reason.
-pub fn find_device(choice: &DeviceChoice, bytes: u64, largest: u64) -> Result<Device> {
+pub fn find_device(choice: &DeviceChoice, needs: Needs) -> Result<Device> {
     let devices = crate::device::devices()?;
     let infos: Vec<_> = devices.iter().map(Device::info).collect();
-    let verdicts = choose(&infos, choice, bytes, largest);
+    let verdicts = choose(&infos, choice, needs);
     match verdicts.iter().position(Result::is_ok) {
         Some(best) => Ok(devices[best].clone()),
         None if devices.is_empty() => {
@@ -194,6 +212,12 @@ mod tests {
         }
     }
 
+    /// As much of every device, all of it in one piece.
+    fn needs(bytes: u64, largest: u64) -> Needs {
+        let needed = Needed { bytes, largest };
+        Needs { shared: needed, own: needed }
+    }
+
     fn named(name: &str) -> DeviceChoice {
         name.parse().unwrap()
     }
@@ -206,34 +230,40 @@ mod tests {
         let all = [&cpu, &big, &arc];
         let preferred = || Err(Unused::NotBest("P: Arc".to_owned()));
         assert_eq!(
-            choose(&all, &DeviceChoice::Auto, 1, 1),
+            choose(&all, &DeviceChoice::Auto, needs(1, 1)),
             [Err(Unused::IsCpu), preferred(), Ok(())]
         );
         let other = |name: &str| Err(Unused::OtherName(name.to_owned()));
-        assert_eq!(choose(&all, &named("zen"), 1, 1), [Ok(()), other("zen"), other("zen")]);
-        assert_eq!(choose(&all, &named("p: b"), 1, 1)[1], Ok(()));
-        assert!(choose(&all, &named("x"), 1, 1).iter().all(Result::is_err));
+        assert_eq!(choose(&all, &named("zen"), needs(1, 1)), [Ok(()), other("zen"), other("zen")]);
+        assert_eq!(choose(&all, &named("p: b"), needs(1, 1))[1], Ok(()));
+        assert!(choose(&all, &named("x"), needs(1, 1)).iter().all(Result::is_err));
         assert_eq!(named("AUTO"), DeviceChoice::Auto);
-        assert!(choose(&[], &DeviceChoice::Auto, 1, 1).is_empty());
+        assert!(choose(&[], &DeviceChoice::Auto, needs(1, 1)).is_empty());
     }
 
     #[test]
     fn the_first_of_equals_is_used() {
         let (a, b) = (device("A", DeviceKind::Gpu, true), device("B", DeviceKind::Gpu, true));
-        assert_eq!(choose(&[&a, &b], &DeviceChoice::Auto, 1, 1)[0], Ok(()));
+        assert_eq!(choose(&[&a, &b], &DeviceChoice::Auto, needs(1, 1))[0], Ok(()));
     }
 
     #[test]
     fn every_want_has_its_reason() {
         let good = device("G", DeviceKind::Gpu, true);
-        let says = |info: DeviceInfo| fits(&info, 1 << 30, 1 << 29).unwrap_err().to_string();
-        assert!(fits(&good, 1 << 30, 1 << 29).is_ok());
+        let model = needs(1 << 30, 1 << 29);
+        let says = |info: DeviceInfo| fits(&info, model).unwrap_err().to_string();
+        assert!(fits(&good, model).is_ok());
         assert!(says(DeviceInfo { working: false, ..good.clone() }).contains("not available"));
         assert!(says(DeviceInfo { opencl_c: (1, 1), ..good.clone() }).contains("1.1 is too old"));
         assert!(says(DeviceInfo { max_work_group: 128, ..good.clone() }).contains("of 128 work"));
         assert!(says(DeviceInfo { local_memory: 1024, ..good.clone() }).contains("1024 bytes of"));
         let small = says(DeviceInfo { memory: 5, ..good.clone() });
         assert_eq!(small, "too little memory: 1073741824 bytes needed, 5 there");
-        assert!(says(DeviceInfo { max_allocation: 6, ..good }).contains("in one piece"));
+        assert!(says(DeviceInfo { max_allocation: 6, ..good.clone() }).contains("in one piece"));
+        // With memory of its own a device needs only some of the experts there.
+        let some = Needs { own: Needed { bytes: 5, largest: 5 }, ..model };
+        let small = DeviceInfo { memory: 5, unified_memory: false, ..good };
+        assert!(fits(&small, some).is_ok());
+        assert!(fits(&DeviceInfo { unified_memory: true, ..small }, some).is_err());
     }
 }

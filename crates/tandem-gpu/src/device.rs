@@ -179,7 +179,12 @@ impl DeviceInfo {
 
     /// The ways of writing kernels that the device can run, best first.
     pub fn paths(&self) -> Vec<Path> {
-        Path::ALL.into_iter().filter(|path| path.runs_on(self)).collect()
+        let mut paths: Vec<_> = Path::ALL.into_iter().filter(|path| path.runs_on(self)).collect();
+        // Subgroups that exist for the sake of the standard are slower than vectors.
+        if self.kind == DeviceKind::Cpu && !self.subgroup_block_reads {
+            paths.sort_by_key(|&path| path != Path::Vector);
+        }
+        paths
     }
 }
 

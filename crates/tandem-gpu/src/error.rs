@@ -58,6 +58,26 @@ pub enum GpuError {
     },
 }
 
+impl GpuError {
+    /// Whether there is no device any more.
+    pub fn is_lost(&self) -> bool {
+        use cl3::error_codes::CL_DEVICE_NOT_AVAILABLE;
+        matches!(self, Self::Call { code: ClError(CL_DEVICE_NOT_AVAILABLE), .. })
+    }
+
+    /// Whether memory for the device could not be had.
+    pub fn is_allocation(&self) -> bool {
+        use cl3::error_codes::{CL_MEM_OBJECT_ALLOCATION_FAILURE, CL_OUT_OF_HOST_MEMORY};
+        match self {
+            Self::Call { code, .. } => {
+                [CL_MEM_OBJECT_ALLOCATION_FAILURE, CL_OUT_OF_HOST_MEMORY].contains(&code.0)
+            }
+            Self::Missing { what, .. } => what.starts_with("memory: "),
+            _ => false,
+        }
+    }
+}
+
 /// Why there is no OpenCL on a machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoOpenCl {

@@ -1,6 +1,7 @@
 //! Failures on demand, so that tests can see what a program does when a device fails.
 
 use std::cell::Cell;
+use std::str::FromStr;
 use std::time::Duration;
 
 use cl3::error_codes::{CL_DEVICE_NOT_AVAILABLE, CL_OUT_OF_RESOURCES, ClError};
@@ -23,6 +24,22 @@ pub enum Fault {
     DeviceLost,
 }
 
+impl FromStr for Fault {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [
+            ("allocation", Self::Allocation),
+            ("build", Self::Build),
+            ("enqueue", Self::Enqueue),
+            ("time-out", Self::TimeOut),
+            ("device-lost", Self::DeviceLost),
+        ];
+        let found = all.iter().find(|(name, _)| *name == text).map(|(_, fault)| *fault);
+        found.ok_or_else(|| format!("expected one of {}", all.map(|(name, _)| name).join(", ")))
+    }
+}
+
 /// The fault that is to come.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
@@ -34,6 +51,15 @@ impl Faults {
     /// Lets `count` occasions pass, and has the next one fail.
     pub(crate) fn arm(&self, fault: Fault, count: usize) {
         self.armed.set(Some((fault, count)));
+    }
+
+    /// Whether this is the occasion for a fault.
+    ///
+    /// # Errors
+    /// When the device was lost before.
+    pub(crate) fn is_due(&self, fault: Fault) -> Result<bool> {
+        let result = self.occasion(fault, "clBuildProgram");
+        if self.lost.get() { result.map(|()| false) } else { Ok(result.is_err()) }
     }
 
     /// An occasion for a fault.

@@ -27,12 +27,12 @@ mod program;
 mod usm;
 
 pub use builds::{TargetBuild, target_builds};
-pub use choice::{DeviceChoice, Unused, choose, find_device, fits};
+pub use choice::{DeviceChoice, Needed, Needs, Unused, choose, find_device, fits};
 pub use device::{Device, DeviceInfo, DeviceKind, UsmKinds, devices};
 pub use error::{GpuError, NoOpenCl, Result};
 pub use expert_cache::{
-    CacheOptions, CacheStatistics, ExpertCache, ExpertId, ExpertMemory, ExpertShape, MATRICES,
-    Prefetch, ResidentExperts,
+    CacheOptions, CacheStatistics, ExpertCache, ExpertCacheSettings, ExpertId, ExpertMemory,
+    ExpertShape, HeldExperts, MATRICES, ModelBytes, Prefetch,
 };
 #[doc(hidden)]
 pub use fault::Fault;

@@ -56,7 +56,7 @@ pub fn read_beside<T>(gpu: &Gpu, seconds: f64, work: impl FnOnce() -> T) -> Resu
     let (from, mut to) = buffers(gpu)?;
     let alone = best(gpu, "read_all", &from, &mut to)?;
     let count = ((seconds / alone).ceil() as usize).clamp(2, MAX_QUEUED);
-    gpu.record_times(true);
+    gpu.record_times(true)?;
     let answer = gpu.scope(|scope| {
         let (from, to) = (scope.vec(&from)?, scope.vec_mut(&mut to)?);
         for _ in 0..count {
@@ -66,7 +66,7 @@ pub fn read_beside<T>(gpu: &Gpu, seconds: f64, work: impl FnOnce() -> T) -> Resu
         Ok(work())
     });
     let times = gpu.take_times();
-    gpu.record_times(false);
+    gpu.record_times(false)?;
     // The later ones may have come when `work` was done.
     let during = &times?[..count / 2];
     let seconds: f64 = during.iter().map(|(_, seconds)| seconds).sum();

@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 
-use crate::device::DeviceInfo;
+use crate::device::{DeviceInfo, DeviceKind};
 
 /// Work-items that share a tile: one for each of its 16 rows.
 pub(crate) const LANES: usize = 16;
@@ -20,19 +20,23 @@ pub enum Path {
     Dot,
     /// Subgroups of 16.
     Subgroup,
+    /// Products in vectors of 8 rows, a work-item each, for CPUs: their compilers put work-items into loops, which lanes
+    /// that exchange numbers keep from becoming vectors. Otherwise as the next.
+    Vector,
     /// OpenCL C 1.2 and local memory.
     Portable,
 }
 
 impl Path {
     /// All of them, best first.
-    pub const ALL: [Self; 3] = [Self::Dot, Self::Subgroup, Self::Portable];
+    pub const ALL: [Self; 4] = [Self::Dot, Self::Subgroup, Self::Vector, Self::Portable];
 
     /// Name, as in benchmark results.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Dot => "dot",
             Self::Subgroup => "subgroup",
+            Self::Vector => "vector",
             Self::Portable => "portable",
         }
     }
@@ -43,7 +47,16 @@ impl Path {
     pub(crate) const fn items_of_unit(self) -> usize {
         match self {
             Self::Dot | Self::Subgroup => 128,
-            Self::Portable => 2048,
+            Self::Vector | Self::Portable => 2048,
+        }
+    }
+
+    /// Work-items of a work-group, in products with packed weights.
+    pub(crate) const fn matmul_group(self) -> usize {
+        match self {
+            // The two halves of a tile.
+            Self::Vector => 2,
+            _ => GROUP,
         }
     }
 
@@ -53,9 +66,16 @@ impl Path {
     pub(crate) const fn team(self, planes: usize) -> (usize, usize) {
         match (self, planes) {
             (Self::Portable, _) => (8 / planes, 2),
+            (Self::Vector, _) => (8 / planes, 1),
             (_, 1) => (8, 1),
             _ => (2, 1),
         }
+    }
+
+    /// Whether a launch may have several matrices, where a team has so many sums: with eight, Meteor Lake has no registers
+    /// for the choice among them, and there is enough to do for each.
+    pub(crate) const fn takes_several(self, sums: usize) -> bool {
+        !matches!(self, Self::Dot | Self::Subgroup) || sums < 8
     }
 
     /// Whether a device has what it takes.
@@ -64,6 +84,7 @@ impl Path {
         match self {
             Self::Dot => subgroups && device.integer_dot_product,
             Self::Subgroup => subgroups,
+            Self::Vector => device.kind == DeviceKind::Cpu,
             Self::Portable => true,
         }
     }
@@ -85,10 +106,11 @@ impl Path {
         let mut flags = match self {
             // The least that a device can have: what compiles so runs everywhere.
             Self::Portable => vec!["-cl-std=CL1.2"],
+            Self::Vector => vec!["-cl-std=CL1.2", "-DVECTORS"],
             Self::Subgroup => vec!["-cl-std=CL3.0", "-DSUBGROUPS"],
             Self::Dot => vec!["-cl-std=CL3.0", "-DSUBGROUPS", "-DDOT"],
         };
-        if self != Self::Portable && block_reads {
+        if matches!(self, Self::Dot | Self::Subgroup) && block_reads {
             flags.push("-DBLOCK_READS");
         }
         if exact_division {

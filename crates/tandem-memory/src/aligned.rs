@@ -55,7 +55,7 @@ mod sealed {
 macro_rules! elements {
     ($($t:ty),*) => { $(impl sealed::Sealed for $t {} impl Element for $t {})* };
 }
-elements!(u8, i8, u16, u32, i32, u64, f32, half::f16, half::bf16);
+elements!(u8, i8, u16, u32, i32, u64, f32, half::f16, half::bf16, crate::QuantizedBlock);
 
 /// Where buffers come from.
 pub trait Allocator {

@@ -4,6 +4,7 @@ mod aligned;
 mod error;
 mod kv;
 pub mod packed;
+mod quantized;
 mod store;
 
 pub use aligned::{AlignedBuffer, AllocError, Allocator, Element, SuppliedMemory, SystemMemory};
@@ -13,4 +14,5 @@ pub use kv::{
     KvShape, KvType, PAGE_TOKENS,
 };
 pub use packed::{PackedLayout, PackedMatrix, PackedType};
+pub use quantized::QuantizedBlock;
 pub use store::{Packing, StoredRows, StoredTensor, WeightStore};

@@ -198,7 +198,7 @@ impl PieceDecoder {
     }
 
     /// Appends the bytes that a token stands for.
-    fn append(&self, token: &str, at_start: bool, out: &mut Vec<u8>) {
+    pub(crate) fn append(&self, token: &str, at_start: bool, out: &mut Vec<u8>) {
         match &self.spelling {
             Spelling::ByteLevel => match token.chars().map(byte_of).collect::<Option<Vec<u8>>>() {
                 Some(bytes) => out.extend(bytes),

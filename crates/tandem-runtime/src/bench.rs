@@ -16,7 +16,7 @@ use tandem_memory::KvCache;
 use crate::error::{Result, RuntimeError};
 use crate::executor::{Executor, LogitsFor};
 use crate::lookup::Lookup;
-pub use together::run_together;
+pub use together::{Together, run_together};
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,11 +275,12 @@ fn random_ids(executor: &Executor, count: usize, seed: u64) -> Vec<u32> {
 
 /// All batches of a prompt, with logits of the last token.
 fn prompt(executor: &mut Executor, kv: &mut KvCache, ids: &[u32]) -> Result<()> {
-    let batch = executor.batch();
-    let last = ids.len().div_ceil(batch);
-    for (n, ids) in ids.chunks(batch).enumerate() {
-        let wanted = if n + 1 == last { LogitsFor::Last } else { LogitsFor::None };
-        executor.forward(ids, kv, wanted, None)?;
+    let mut rest = ids;
+    while !rest.is_empty() {
+        let batch;
+        (batch, rest) = rest.split_at(executor.pass_limit().min(rest.len()));
+        let wanted = if rest.is_empty() { LogitsFor::Last } else { LogitsFor::None };
+        executor.forward(batch, kv, wanted, None)?;
     }
     Ok(())
 }

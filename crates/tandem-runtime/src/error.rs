@@ -4,6 +4,10 @@ use tandem_gpu::GpuError;
 use tandem_memory::{AllocError, KvError, MemoryError};
 use tandem_model::ModelError;
 
+use crate::bandwidth::BadCap;
+use crate::policy::UnknownPolicy;
+use crate::telemetry::TelemetryError;
+
 /// Why the runtime could not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
@@ -69,9 +73,24 @@ pub enum RuntimeError {
         /// Texts that are read or written.
         running: usize,
     },
+    /// Another process that computes says so.
+    #[error("{0}")]
+    Elsewhere(String),
     /// The engine takes no more texts.
     #[error("the engine has stopped")]
     EngineStopped,
+    /// What was to run between two rounds panicked.
+    #[error("a task of the engine panicked: {0}")]
+    Panicked(String),
+    /// Telemetry.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    /// The cap of background mode.
+    #[error(transparent)]
+    Background(#[from] BadCap),
+    /// There is no such policy.
+    #[error(transparent)]
+    Policy(#[from] UnknownPolicy),
     /// An id is beyond the vocabulary.
     #[error("token id {id}: expected less than the vocabulary size {vocab_size}")]
     TokenId {
@@ -79,6 +98,22 @@ pub enum RuntimeError {
         id: u32,
         /// The model's vocabulary.
         vocab_size: usize,
+    },
+    /// The answer cannot go on as its constraint wants.
+    #[error("the answer's grammar: {message}")]
+    Constraint {
+        /// What the constraint says.
+        message: String,
+    },
+    /// An operation cannot be run by itself as it was asked for.
+    #[error("{field}: expected {expected}, found {found}")]
+    Operation {
+        /// What is not as it must be.
+        field: &'static str,
+        /// What it must be.
+        expected: String,
+        /// What it is.
+        found: String,
     },
     /// Logits are NaN or infinite.
     #[error(

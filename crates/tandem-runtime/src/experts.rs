@@ -10,6 +10,7 @@ use tandem_memory::AllocError;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 
 use crate::executor::{Activation, Memory};
+use crate::plan::ExpertRange;
 
 /// Which tokens of a batch use which experts, ordered by expert. A *use* is a token's choice of an expert; every
 /// token has two.
@@ -72,6 +73,13 @@ impl ExpertUses {
             self.weights.lend_mut(scope)?,
             self.places.lend_mut(scope)?,
         ))
+    }
+
+    /// Which uses are those of some experts.
+    pub(crate) fn of(&self, experts: ExpertRange) -> Range<usize> {
+        let first = self.starts[usize::from(experts.first)];
+        let end = self.starts[usize::from(experts.last) + 1];
+        first as usize..end as usize
     }
 
     /// Takes a batch's choices and their weights, `[token][2]`, in place of the last one's.

@@ -9,25 +9,36 @@ mod engine;
 mod error;
 mod executor;
 mod experts;
+mod instrumentation;
 mod lookup;
 mod model;
 pub mod partition;
 pub mod perplexity;
 pub mod plan;
+pub mod policy;
 mod profile;
 mod sampling;
 mod stop;
 pub mod telemetry;
 mod ticker;
+mod usual;
 
 pub use device::Device;
 mod text;
 
-pub use engine::{Engine, EngineLoad, EngineOptions, Event, Handle};
+pub use engine::{
+    Cancel, DeviceDescription, Engine, EngineLoad, EngineOptions, EngineSetup, Event, Handle,
+    StepDescription, Throughput,
+};
 pub use error::{Result, RuntimeError};
-pub use executor::{DEFAULT_BATCH, Executor, LogitsFor, RouterTrace, Segment, Threads, evaluate};
+pub use executor::{
+    DEFAULT_BATCH, Degradation, Executor, Instruments, LogitsFor, OperationInput, OperationRequest,
+    OperationResult, OperationShape, RouterTrace, Segment, Threads, evaluate,
+};
+pub use instrumentation::{Instrumentation, InstrumentationParams};
 pub use model::Model;
 pub use profile::{Cost, Operation, Profile};
-pub use sampling::{Sampler, SamplingParams};
+pub use sampling::{Constraint, Sampler, SamplingParams, TokenLogprobs};
 pub use stop::{Filtered, StopFilter};
-pub use text::{FinishReason, Generated, Request, Session};
+pub use text::{FinishReason, Generated, Listener, Output, Request, Session};
+pub use usual::fresh_seed;

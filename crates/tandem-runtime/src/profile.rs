@@ -88,6 +88,11 @@ impl Operation {
         !matches!(self, Self::Embedding | Self::FinalLayernorm | Self::LmHead)
     }
 
+    /// Whether it multiplies with experts' matrices.
+    pub const fn is_of_experts(self) -> bool {
+        matches!(self, Self::ExpertFfnW1 | Self::ExpertFfnW2)
+    }
+
     /// Whether two devices can share it: products with weights large enough, whose rows do not need each other.
     pub const fn can_be_split(self) -> bool {
         matches!(
@@ -106,7 +111,7 @@ impl Operation {
 pub struct Cost {
     /// Time that the CPU worked, or handed work to another device.
     pub time: Duration,
-    /// Time that it waited for another device.
+    /// Time that it waited: for another device, for the bandwidth token, or because its use of the memory is capped.
     pub waiting: Duration,
     /// Bytes of weights, or of keys and values, that the CPU had to read from memory.
     pub bytes: u64,
@@ -125,11 +130,13 @@ pub struct Cost {
 pub struct Profile {
     costs: [Cost; Operation::ALL.len()],
     mark: Instant,
+    worked_until: Instant,
 }
 
 impl Default for Profile {
     fn default() -> Self {
-        Self { costs: Default::default(), mark: Instant::now() }
+        let now = Instant::now();
+        Self { costs: Default::default(), mark: now, worked_until: now }
     }
 }
 
@@ -159,11 +166,22 @@ impl Profile {
         self.lap_with(operation, 0, 0);
     }
 
-    /// `operation` has made the CPU wait for another device since the last call.
+    /// `operation` has made the CPU wait since the last call: for another device, the bandwidth token or the throttle.
     pub(crate) fn waited(&mut self, operation: Operation) {
         let now = Instant::now();
         self.costs[operation as usize].waiting += now - self.mark;
+        self.worked_until = self.mark;
         self.mark = now;
+    }
+
+    /// Up to when time has been counted.
+    pub(crate) fn mark(&self) -> Instant {
+        self.mark
+    }
+
+    /// When the newest wait began.
+    pub(crate) fn worked_until(&self) -> Instant {
+        self.worked_until
     }
 
     /// The GPU was given what reads `bytes` and computes `arithmetic`.

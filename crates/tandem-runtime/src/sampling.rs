@@ -1,72 +1,37 @@
 //! From logits to the next token.
 //!
-//! The order is that of HF `transformers`: repetition penalty, temperature, top-k, top-p, min-p. Greedy is
-//! temperature 0. Ids without a token (Phi-tiny-MoE has 53 of them) are never chosen, whatever their logit.
+//! The order of steps, each on what the one before leaves:
+//!
+//! 1. ids without a token (Phi-tiny-MoE has 53 of them) and logits that are not finite are left out;
+//! 2. ids that the [`Constraint`] does not allow are left out;
+//! 3. `logit_bias` is added;
+//! 4. repetition penalty (over the prompt and the answer), then frequency and presence penalty (over the answer alone);
+//! 5. temperature (0 is greedy: the largest logit, and nothing of what follows), top-k, top-p, min-p.
+//!
+//! The last two are those of HF `transformers`, in its order; frequency and presence penalty are OpenAI's formula. Log
+//! probabilities ([`TokenLogprobs`]) are of the model's own logits after step 1.
 
-use std::collections::HashSet;
+mod constraint;
+mod logprobs;
+mod params;
+
+use std::collections::{HashMap, HashSet};
 
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::error::RuntimeError;
-
-/// How the next token is chosen.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SamplingParams {
-    /// Divides the logits; 0 is greedy.
-    pub temperature: f32,
-    /// Keep this many most likely tokens; 0 keeps all.
-    pub top_k: usize,
-    /// Keep the most likely tokens that together reach this probability; 1 keeps all.
-    pub top_p: f32,
-    /// Keep tokens at least this likely relative to the most likely one; 0 keeps all.
-    pub min_p: f32,
-    /// Logits of tokens seen before are divided (where positive) or multiplied by this; 1 does nothing.
-    pub repetition_penalty: f32,
-    /// Tokens back that the penalty looks at; 0 is all.
-    pub repetition_window: usize,
-    /// Start of the random numbers.
-    pub seed: u64,
-}
-
-impl SamplingParams {
-    /// Always the most likely token.
-    pub const GREEDY: Self = Self {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        repetition_window: 0,
-        seed: 0,
-    };
-
-    /// Whether the parameters make sense.
-    ///
-    /// # Errors
-    /// Names the parameter, its range and its value.
-    pub fn validate(&self) -> Result<(), RuntimeError> {
-        let check = |ok: bool, name, expected, found: f32| {
-            if ok { Ok(()) } else { Err(RuntimeError::Parameter { name, expected, found }) }
-        };
-        let t = self.temperature;
-        check(t >= 0.0 && t.is_finite(), "temperature", "0 or more", t)?;
-        check(
-            self.top_p > 0.0 && self.top_p <= 1.0,
-            "top_p",
-            "more than 0, at most 1",
-            self.top_p,
-        )?;
-        check((0.0..=1.0).contains(&self.min_p), "min_p", "0 to 1", self.min_p)?;
-        let penalty = self.repetition_penalty;
-        check(penalty > 0.0 && penalty.is_finite(), "repetition_penalty", "more than 0", penalty)
-    }
-}
+pub use constraint::Constraint;
+pub(crate) use constraint::allows;
+pub use logprobs::TokenLogprobs;
+pub use params::SamplingParams;
 
 /// Chooses tokens for one text.
 pub struct Sampler {
     params: SamplingParams,
     rng: ChaCha8Rng,
+    /// How often each id was chosen; kept only where a penalty asks for it.
+    chosen: HashMap<u32, u32>,
     /// Candidates, kept to spare an allocation per token.
     candidates: Vec<(f32, u32)>,
 }
@@ -79,13 +44,13 @@ impl Sampler {
     pub fn new(params: SamplingParams) -> Result<Self, RuntimeError> {
         params.validate()?;
         let rng = ChaCha8Rng::seed_from_u64(params.seed);
-        Ok(Self { params, rng, candidates: Vec::new() })
+        Ok(Self { params, rng, chosen: HashMap::new(), candidates: Vec::new() })
     }
 
     /// Of how many of the most likely tokens it chooses; `None` where it needs to see every logit.
     pub fn choices(&self) -> Option<usize> {
         // A penalty can bring a token down from among the most likely, or up into them.
-        if self.params.repetition_penalty != 1.0 {
+        if self.params.reorders() {
             None
         } else if self.params.temperature == 0.0 {
             Some(1)
@@ -130,16 +95,51 @@ impl Sampler {
         if self.candidates.is_empty() {
             return Err(RuntimeError::NoFiniteLogit);
         }
-        self.penalize(context);
-        if self.params.temperature == 0.0 {
-            return Ok(self.most_likely());
+        self.bias();
+        self.penalize_repetition(context);
+        self.penalize_chosen();
+        let id = if self.params.temperature == 0.0 {
+            self.most_likely()
+        } else {
+            self.sort_and_keep_top_k();
+            let probabilities = self.probabilities();
+            self.draw(&probabilities)
+        };
+        if self.penalizes_chosen() {
+            *self.chosen.entry(id).or_default() += 1;
         }
-        self.sort_and_keep_top_k();
-        let probabilities = self.probabilities();
-        Ok(self.draw(&probabilities))
+        Ok(id)
     }
 
-    fn penalize(&mut self, context: &[u32]) {
+    fn bias(&mut self) {
+        if self.params.logit_bias.is_empty() {
+            return;
+        }
+        let biases: HashMap<u32, f32> = self.params.logit_bias.iter().copied().collect();
+        for (logit, id) in &mut self.candidates {
+            *logit += biases.get(id).copied().unwrap_or(0.0);
+        }
+    }
+
+    fn penalizes_chosen(&self) -> bool {
+        self.params.frequency_penalty != 0.0 || self.params.presence_penalty != 0.0
+    }
+
+    /// `logit - count * frequency_penalty - (count > 0) * presence_penalty`
+    /// (<https://platform.openai.com/docs/guides/text-generation>).
+    fn penalize_chosen(&mut self) {
+        if self.chosen.is_empty() {
+            return;
+        }
+        for (logit, id) in &mut self.candidates {
+            if let Some(&count) = self.chosen.get(id) {
+                let SamplingParams { frequency_penalty, presence_penalty, .. } = self.params;
+                *logit -= count as f32 * frequency_penalty + presence_penalty;
+            }
+        }
+    }
+
+    fn penalize_repetition(&mut self, context: &[u32]) {
         let penalty = self.params.repetition_penalty;
         if penalty == 1.0 {
             return;
@@ -224,122 +224,4 @@ fn uniform(rng: &mut impl Rng) -> f32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn params() -> SamplingParams {
-        SamplingParams { temperature: 1.0, ..SamplingParams::GREEDY }
-    }
-
-    /// Frequencies of `n` draws.
-    fn draw(params: SamplingParams, logits: &[f32], n: usize) -> Vec<f32> {
-        let mut sampler = Sampler::new(params).unwrap();
-        let mut counts = vec![0.0; logits.len()];
-        for _ in 0..n {
-            counts[sampler.sample(logits, &[], |_| true).unwrap() as usize] += 1.0 / n as f32;
-        }
-        counts
-    }
-
-    #[test]
-    fn greedy_takes_the_lowest_of_equals() {
-        let mut sampler = Sampler::new(SamplingParams::GREEDY).unwrap();
-        assert_eq!(sampler.sample(&[0.0, 3.0, 3.0], &[], |_| true).unwrap(), 1);
-    }
-
-    #[test]
-    fn ids_without_a_token_are_never_chosen() {
-        let mut sampler = Sampler::new(SamplingParams::GREEDY).unwrap();
-        assert_eq!(sampler.sample(&[0.0, 9.0, 1.0], &[], |id| id != 1).unwrap(), 2);
-        let mut sampler = Sampler::new(params()).unwrap();
-        for _ in 0..200 {
-            assert_ne!(sampler.sample(&[0.0, 9.0, 1.0], &[], |id| id != 1).unwrap(), 1);
-        }
-    }
-
-    #[test]
-    fn draws_follow_the_softmax() {
-        let logits = [0.0, 1.0, 2.0, -1.0];
-        let total: f32 = logits.iter().map(|l: &f32| l.exp()).sum();
-        for (got, logit) in draw(params(), &logits, 40_000).into_iter().zip(logits) {
-            assert!((got - logit.exp() / total).abs() < 0.01, "{got} for logit {logit}");
-        }
-        let hot = draw(SamplingParams { temperature: 2.0, ..params() }, &logits, 40_000);
-        let total: f32 = logits.iter().map(|l| (l / 2.0).exp()).sum();
-        assert!((hot[3] - (-0.5f32).exp() / total).abs() < 0.01);
-    }
-
-    #[test]
-    fn top_k_top_p_and_min_p_cut_the_tail() {
-        let logits = [3.0, 2.0, 1.0, 0.0]; // probabilities 0.644 0.237 0.087 0.032
-        let possible =
-            |p: SamplingParams| draw(p, &logits, 5_000).iter().filter(|&&f| f > 0.0).count();
-        assert_eq!(possible(params()), 4);
-        assert_eq!(possible(SamplingParams { top_k: 2, ..params() }), 2);
-        assert_eq!(possible(SamplingParams { top_p: 0.6, ..params() }), 1);
-        assert_eq!(possible(SamplingParams { top_p: 0.7, ..params() }), 2);
-        assert_eq!(possible(SamplingParams { min_p: 0.1, ..params() }), 3); // e^-2 = 0.135, e^-3 = 0.050
-    }
-
-    /// The choices alone lead to the same token as all logits do, draw after draw.
-    #[test]
-    fn the_choices_are_enough() {
-        let mut rng = ChaCha8Rng::seed_from_u64(3);
-        for params in [
-            SamplingParams::GREEDY,
-            SamplingParams { top_k: 1, ..params() },
-            SamplingParams { top_k: 5, top_p: 0.7, ..params() },
-            SamplingParams { top_k: 40, min_p: 0.1, temperature: 0.4, ..params() },
-        ] {
-            let mut all = Sampler::new(params.clone()).unwrap();
-            let mut few = Sampler::new(params).unwrap();
-            for _ in 0..300 {
-                let logits: Vec<f32> = (0..200).map(|_| 8.0 * uniform(&mut rng)).collect();
-                let mut likely: Vec<(f32, u32)> = logits.iter().copied().zip(0..).collect();
-                likely.retain(|(_, id)| id % 3 != 0);
-                likely.sort_by(|a, b| b.0.total_cmp(&a.0));
-                likely.truncate(few.choices().unwrap());
-                let expected = all.sample(&logits, &[], |id| id % 3 != 0).unwrap();
-                assert_eq!(few.sample_of(&likely).unwrap(), expected);
-            }
-        }
-        let penalty = SamplingParams { repetition_penalty: 1.1, top_k: 5, ..params() };
-        assert_eq!(Sampler::new(penalty).unwrap().choices(), None);
-        assert_eq!(Sampler::new(params()).unwrap().choices(), None);
-    }
-
-    #[test]
-    fn repetition_penalty_lowers_seen_tokens_of_either_sign() {
-        let params = SamplingParams { repetition_penalty: 2.0, ..SamplingParams::GREEDY };
-        let mut sampler = Sampler::new(params.clone()).unwrap();
-        assert_eq!(sampler.sample(&[1.5, 2.0], &[1], |_| true).unwrap(), 0);
-        assert_eq!(sampler.sample(&[-1.5, -1.0], &[1], |_| true).unwrap(), 0);
-        let windowed = SamplingParams { repetition_window: 1, ..params };
-        let mut sampler = Sampler::new(windowed).unwrap();
-        assert_eq!(sampler.sample(&[1.5, 2.0], &[1, 0], |_| true).unwrap(), 1);
-    }
-
-    #[test]
-    fn a_seed_gives_one_text() {
-        let run = |seed| {
-            let mut sampler = Sampler::new(SamplingParams { seed, ..params() }).unwrap();
-            (0..50).map(|_| sampler.sample(&[0.0; 64], &[], |_| true).unwrap()).collect::<Vec<_>>()
-        };
-        assert_eq!(run(7), run(7));
-        assert_ne!(run(7), run(8));
-    }
-
-    #[test]
-    fn overflown_logits_are_an_error() {
-        let mut sampler = Sampler::new(params()).unwrap();
-        let result = sampler.sample(&[f32::NAN, f32::INFINITY], &[], |_| true);
-        assert!(matches!(result, Err(RuntimeError::NoFiniteLogit)));
-    }
-
-    #[test]
-    fn bad_parameters_are_named() {
-        let bad = SamplingParams { top_p: 1.5, ..params() };
-        let message = Sampler::new(bad).err().unwrap().to_string();
-        assert_eq!(message, "top_p: expected more than 0, at most 1, found 1.5");
-    }
-}
+mod tests;

@@ -36,11 +36,9 @@ fn start(model: &Arc<Model>, tokenizer: &Arc<Tokenizer>, options: EngineOptions)
 fn request(max_tokens: usize, sampling: SamplingParams) -> Request {
     Request {
         max_tokens: Some(max_tokens),
-        sampling,
-        stop_ids: vec![],
-        stop_strings: vec![],
         lookup: 8,
         continues_prompt: true,
+        ..Request::new(sampling, vec![])
     }
 }
 
@@ -49,7 +47,7 @@ fn listen(handle: &Handle) -> Generated {
     let (mut all_ids, mut all_text) = (Vec::new(), String::new());
     loop {
         match handle.next_event().expect("the engine goes on") {
-            Event::Tokens { ids, text } => {
+            Event::Tokens { ids, text, .. } => {
                 all_ids.extend(ids);
                 all_text += &text;
             }

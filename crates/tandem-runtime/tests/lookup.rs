@@ -30,11 +30,9 @@ impl Setup {
     ) -> Generated {
         let request = Request {
             max_tokens: Some(max_tokens),
-            sampling: sampling.clone(),
-            stop_ids: vec![],
-            stop_strings: vec![],
             lookup,
             continues_prompt: true,
+            ..Request::new(sampling.clone(), vec![])
         };
         let mut session = Session::new(&self.executor, 512, KvType::F32).unwrap();
         let tokenizer = &self.text.tokenizer;

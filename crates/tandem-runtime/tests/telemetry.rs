@@ -90,6 +90,10 @@ fn a_summary_adds_up() {
     let experts = summary.expert_selection_distribution.unwrap();
     assert_eq!(experts, [vec![0, 0, 0], vec![1, 0, 2]]);
 
+    let layers = summary.layers.unwrap();
+    let layers = layers.iter().map(|l| (l.layer, l.cpu_ms, l.igpu_ms)).collect::<Vec<_>>();
+    assert_eq!(layers, [(0, 3.0, 3.0), (1, 2.0, 0.0)]);
+
     let operations = summary.operations.unwrap();
     let [qkv, ffn] = &operations[..] else { panic!("{operations:?}") };
     assert_eq!((qkv.operation, qkv.time.count, qkv.time.total_ms), ("attention_qkv_proj", 2, 5.0));

@@ -9,6 +9,8 @@ mod artifact;
 mod fuzz;
 mod opencl;
 pub mod oracle;
+pub mod packed;
+mod programs;
 mod python;
 mod rng;
 
@@ -17,7 +19,11 @@ use std::path::{Path, PathBuf};
 pub use artifact::{Scratch, build_once, scratch};
 pub use fuzz::fuzz_inputs;
 pub use opencl::{OPENCL_EXPECTED, OpenClRuntimes};
-pub use python::{onnx_python, python, python_environment, run_python, run_python_in};
+pub use programs::{PROGRAMS, PROGRAMS_EXPECTED, has_program, program_is_installed};
+pub use python::{
+    client_python, onnx_python, openai_python, python, python_environment, run_python,
+    run_python_in, web_python,
+};
 pub use rng::Rng;
 
 /// A file or folder under the workspace's `testdata`.
@@ -31,7 +37,7 @@ pub fn testdata(rel: &str) -> PathBuf {
 }
 
 /// The workspace this crate was compiled in.
-fn workspace_root() -> &'static Path {
+pub fn workspace_root() -> &'static Path {
     let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
     crate_dir.ancestors().nth(2).expect("the crate lies in crates/tandem-testkit")
 }

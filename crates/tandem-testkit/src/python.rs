@@ -30,6 +30,36 @@ pub fn onnx_python() -> PathBuf {
     INTERPRETER.clone()
 }
 
+/// As [`python()`], with the packages of `testdata/web-requirements.txt`.
+///
+/// # Panics
+/// As [`python()`].
+pub fn web_python() -> PathBuf {
+    static INTERPRETER: LazyLock<PathBuf> =
+        LazyLock::new(|| prepare("test-web", "web-requirements.txt"));
+    INTERPRETER.clone()
+}
+
+/// As [`python()`], with the packages of `testdata/openai-requirements.txt`.
+///
+/// # Panics
+/// As [`python()`].
+pub fn openai_python() -> PathBuf {
+    static INTERPRETER: LazyLock<PathBuf> =
+        LazyLock::new(|| prepare("test-openai", "openai-requirements.txt"));
+    INTERPRETER.clone()
+}
+
+/// As [`python()`], with the packages of `testdata/client-requirements.txt`: what the Python client needs.
+///
+/// # Panics
+/// As [`python()`].
+pub fn client_python() -> PathBuf {
+    static INTERPRETER: LazyLock<PathBuf> =
+        LazyLock::new(|| prepare("test-client", "client-requirements.txt"));
+    INTERPRETER.clone()
+}
+
 /// Runs a script in [`python()`] and returns what it printed. `args` are its `sys.argv[1:]`.
 ///
 /// # Panics

@@ -6,14 +6,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tandem_cpu::Cpu;
-use tandem_gpu::Gpu;
+use tandem_gpu::{CacheStatistics, Gpu};
 use tandem_memory::{Allocator, Packing, SystemMemory};
 use tandem_model::chat::{ChatTemplate, Message};
 use tandem_model::{Checkpoint, Text};
 use tandem_runtime::{Executor, Model, Operation, Request, Session};
 
-use crate::options::{ComputeOptions, GenerateOptions, ModelOption, PlacementOptions};
+use crate::options::{
+    ComputeOptions, GenerateOptions, ModelOption, PlacementOptions, TelemetryOptions,
+};
 use crate::placement::{self, Placing};
+use crate::watch::Watch;
 use crate::{demo, progress, threads};
 
 /// A loaded model with one text in progress.
@@ -23,6 +26,7 @@ pub(crate) struct Engine {
     pub(crate) executor: Executor,
     pub(crate) session: Session,
     placing: Placing,
+    watch: Watch,
     failure_noted: bool,
     pub(crate) load_time: Duration,
 }
@@ -33,32 +37,44 @@ impl Engine {
         model: &ModelOption,
         compute: &ComputeOptions,
         place: &PlacementOptions,
+        telemetry: &TelemetryOptions,
     ) -> anyhow::Result<Self> {
         let started = Instant::now();
         let checkpoint = open(model.model.as_deref(), compute)?;
         let text = checkpoint.text()?;
         let mut placing = Placing::new(&checkpoint, compute, place)?;
-        let executor = executor(&checkpoint, compute, &mut placing)?;
+        let mut executor = executor(&checkpoint, compute, &mut placing)?;
         let session = session(&checkpoint, &executor, compute)?;
         if place.explain {
             note!("{}", placement::explain(&placing));
             for refusal in refusals(&executor) {
                 note!("{refusal}");
             }
+            if let Some(experts) = executor.expert_memory() {
+                note!("{experts}");
+            }
         }
         let load_time = started.elapsed();
-        Ok(Self { checkpoint, text, executor, session, placing, failure_noted: false, load_time })
+        let watch = Watch::start(telemetry, &mut executor, &placing)?;
+        Ok(Self {
+            checkpoint,
+            text,
+            executor,
+            session,
+            placing,
+            watch,
+            failure_noted: false,
+            load_time,
+        })
     }
 
     /// What to generate, with the model's own stop ids.
     pub(crate) fn request(&self, options: &GenerateOptions) -> Request {
         Request {
             max_tokens: options.max_tokens,
-            sampling: options.sampling(),
-            stop_ids: self.checkpoint.special_ids().stop.clone(),
             stop_strings: options.stop.clone(),
             lookup: options.lookup,
-            continues_prompt: false,
+            ..Request::new(options.sampling(), self.checkpoint.special_ids().stop.clone())
         }
     }
 
@@ -80,6 +96,11 @@ impl Engine {
     /// One line for the user: what runs where, and why.
     pub(crate) fn describe(&self) -> String {
         describe(&self.checkpoint, &self.executor, &self.placing)
+    }
+
+    /// Completes the files of telemetry, where any were asked for.
+    pub(crate) fn finish_telemetry(&self) -> anyhow::Result<()> {
+        self.watch.finish().map(drop)
     }
 
     /// Tells the user once where the GPU has failed.
@@ -123,6 +144,22 @@ pub(crate) fn note_failure(executor: &Executor) -> bool {
     executor.gpu_failure().is_some()
 }
 
+/// What the GPU's cache of experts has done so far, where there is one.
+pub(crate) fn expert_cache(executor: &Executor) -> anyhow::Result<Option<CacheStatistics>> {
+    Ok(executor.expert_cache()?)
+}
+
+/// One line for the user: the same.
+pub(crate) fn describe_expert_cache(done: &CacheStatistics) -> String {
+    format!(
+        "expert cache: {:.1} % of {} uses found their expert; {:.1} MB uploaded, {:.1} % of that time beside kernels",
+        100.0 * done.hit_rate(),
+        done.hits + done.misses,
+        done.bytes as f64 / 1e6,
+        100.0 * done.overlap(),
+    )
+}
+
 /// Opens a model by path or hub name, the demo model without one, and applies the options that change its config.
 pub(crate) fn open(model: Option<&str>, compute: &ComputeOptions) -> anyhow::Result<Checkpoint> {
     let mut checkpoint = Checkpoint::open(&locate(model)?)?;
@@ -140,7 +177,7 @@ pub(crate) fn executor(
     placing: &mut Placing,
 ) -> anyhow::Result<Executor> {
     let threads = threads::counts(compute);
-    let (model, gpu) = load(checkpoint, threads.team_size(), placing)?;
+    let (model, gpu) = load(checkpoint, compute, placing)?;
     let team = threads::team(threads, compute.pin)?;
     let cpu = || match compute.isa {
         Some(isa) => Cpu::with_isa(Arc::clone(&team), isa).context("--isa"),
@@ -150,22 +187,31 @@ pub(crate) fn executor(
         let planner = placing.planner(checkpoint);
         let model = Arc::clone(&model);
         match Executor::with_devices(model, cpu()?, threads, compute.batch, gpu, planner) {
-            Ok(executor) => return Ok(executor),
+            Ok(executor) => return Ok(directed(executor, placing)),
             Err(error) => placing.give_up(&error.to_string()),
         }
     }
     if let Some(reason) = &placing.missing {
         note!("{}", placement::without_gpu(reason));
     }
-    Ok(Executor::with_cpu(model, cpu()?, threads, compute.batch))
+    Ok(directed(Executor::with_cpu(model, cpu()?, threads, compute.batch), placing))
+}
+
+/// An executor that follows all that a config says, where there is one.
+fn directed(mut executor: Executor, placing: &Placing) -> Executor {
+    if let Some(config) = placing.config() {
+        executor.direct(config, placing.choices(), config.scheduling().policy, None);
+    }
+    executor
 }
 
 /// The weights, and the GPU that uses them where they are, if one takes part.
 fn load(
     checkpoint: &Checkpoint,
-    threads: usize,
+    compute: &ComputeOptions,
     placing: &mut Placing,
 ) -> anyhow::Result<(Arc<Model>, Option<Gpu>)> {
+    let threads = threads::counts(compute).team_size();
     let bytes = checkpoint.summary().total().bytes;
     let load_in = |memory: &dyn Allocator| {
         let bar = progress::bytes(bytes, "loading");
@@ -175,6 +221,9 @@ fn load(
         model.map(Arc::new)
     };
     if let Some(gpu) = placing.open_gpu() {
+        if let Some(fault) = compute.gpu_fault {
+            gpu.fail_after(0, fault);
+        }
         match load_in(gpu.memory()) {
             Ok(model) => return Ok((model, Some(gpu))),
             // Whatever is wrong with the files is wrong with other memory too.
@@ -190,6 +239,12 @@ pub(crate) fn session(
     executor: &Executor,
     compute: &ComputeOptions,
 ) -> anyhow::Result<Session> {
+    Session::new(executor, context(checkpoint, compute)?, compute.kv_type.into())
+        .context("cannot hold a context of that length; --ctx takes a shorter one")
+}
+
+/// Tokens that prompt and answer may have together.
+pub(crate) fn context(checkpoint: &Checkpoint, compute: &ComputeOptions) -> anyhow::Result<usize> {
     let made_for = checkpoint.config().context_length;
     let context = compute.ctx.unwrap_or(made_for);
     if context > made_for {
@@ -197,8 +252,7 @@ pub(crate) fn session(
             "--ctx: expected at most {made_for} tokens, which this model was made for, found {context}"
         );
     }
-    Session::new(executor, context, compute.kv_type.into())
-        .context("cannot hold a context of that length; --ctx takes a shorter one")
+    Ok(context)
 }
 
 /// The path of a model: as it is where something is there, else from the hub.

@@ -11,12 +11,29 @@ static REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Catches Ctrl-C from now on.
 pub(crate) fn install() -> anyhow::Result<()> {
-    ctrlc::set_handler(|| {
+    install_with(|| {})
+}
+
+/// As [`install`], and calls `stop` the first time.
+pub(crate) fn install_with(mut stop: impl FnMut() + Send + 'static) -> anyhow::Result<()> {
+    ctrlc::set_handler(move || {
         if REQUESTED.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(EXIT_CODE));
         }
+        stop();
     })
     .context("cannot catch Ctrl-C")
+}
+
+/// Catches Ctrl-C from now on; what this returns is ready once it comes.
+pub(crate) fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let (sender, mut requested) = tokio::sync::watch::channel(false);
+    install_with(move || {
+        let _ = sender.send(true);
+    })?;
+    Ok(async move {
+        let _ = requested.wait_for(|&requested| requested).await;
+    })
 }
 
 /// Whether Ctrl-C came.

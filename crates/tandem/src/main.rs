@@ -18,7 +18,10 @@ mod options;
 mod placement;
 mod progress;
 mod report;
+#[expect(dead_code, reason = "the commands that serve are built on it")]
+mod service;
 mod threads;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -38,6 +41,9 @@ struct Cli {
 enum Command {
     Run(commands::run::RunArgs),
     Chat(commands::chat::ChatArgs),
+    Serve(commands::serve::ServeArgs),
+    Scheduler(commands::scheduler::SchedulerArgs),
+    Generate(commands::generate::GenerateArgs),
     Inspect(commands::inspect::InspectArgs),
     Analyze(commands::analyze::AnalyzeArgs),
     Quantize(commands::quantize::QuantizeArgs),
@@ -48,15 +54,21 @@ enum Command {
     Logits(commands::logits::LogitsArgs),
     Calibrate(commands::calibrate::CalibrateArgs),
     Plan(commands::plan::PlanArgs),
+    Policies(commands::policies::PoliciesArgs),
+    Report(commands::report_session::ReportArgs),
     Devices(commands::devices::DevicesArgs),
     Doctor(commands::doctor::DoctorArgs),
     Completions(commands::completions::CompletionsArgs),
+    Man(commands::man::ManArgs),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => commands::run::run(&args),
         Command::Chat(args) => commands::chat::chat(&args),
+        Command::Serve(args) => commands::serve::serve(&args),
+        Command::Scheduler(args) => commands::scheduler::scheduler(&args),
+        Command::Generate(args) => commands::generate::generate(&args),
         Command::Inspect(args) => commands::inspect::inspect(&args),
         Command::Analyze(args) => commands::analyze::analyze(&args),
         Command::Quantize(args) => commands::quantize::quantize(&args),
@@ -67,8 +79,11 @@ fn main() -> ExitCode {
         Command::Logits(args) => commands::logits::logits(&args),
         Command::Calibrate(args) => commands::calibrate::calibrate(&args),
         Command::Plan(args) => commands::plan::plan(&args),
+        Command::Policies(args) => commands::policies::policies(&args),
+        Command::Report(args) => commands::report_session::report(&args),
         Command::Devices(args) => commands::devices::list(&args),
         Command::Doctor(args) => commands::doctor::doctor(&args),
+        Command::Man(args) => commands::man::man::<Cli>(&args),
         Command::Completions(args) => commands::completions::completions::<Cli>(&args),
     };
     match result {

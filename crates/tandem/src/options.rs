@@ -3,15 +3,16 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use tandem_cpu::Isa;
-use tandem_gpu::DeviceChoice;
+use tandem_gpu::{DeviceChoice, Fault, Prefetch, Sharing};
 use tandem_memory::KvType;
+use tandem_model::PhimoeConfig;
 use tandem_runtime::partition::Wanted;
-use tandem_runtime::{DEFAULT_BATCH, SamplingParams};
+use tandem_runtime::telemetry::TelemetryParams;
+use tandem_runtime::{DEFAULT_BATCH, SamplingParams, fresh_seed};
 
 /// Which model, and where it comes from.
 #[derive(Args, Clone)]
@@ -54,6 +55,42 @@ pub(crate) struct PlacementOptions {
     pub(crate) explain: bool,
 }
 
+/// [`Prefetch`] as an option.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub(crate) enum ExpertPrefetch {
+    /// None
+    None,
+    /// Those that the layer has used most
+    Predict,
+    /// Those with the lowest numbers
+    Sequential,
+}
+
+impl From<ExpertPrefetch> for Option<Prefetch> {
+    fn from(prefetch: ExpertPrefetch) -> Self {
+        match prefetch {
+            ExpertPrefetch::None => None,
+            ExpertPrefetch::Predict => Some(Prefetch::Predict),
+            ExpertPrefetch::Sequential => Some(Prefetch::Sequential),
+        }
+    }
+}
+
+/// [`Sharing`] as an option.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub(crate) enum GpuMemory {
+    /// The best that the device can do
+    Shared,
+    /// Everything is copied there and back
+    Own,
+}
+
+impl From<GpuMemory> for Option<Sharing> {
+    fn from(memory: GpuMemory) -> Self {
+        (memory == GpuMemory::Own).then_some(Sharing::None)
+    }
+}
+
 /// A partition with a short name.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum PlacementChoice {
@@ -89,6 +126,23 @@ pub(crate) struct ComputeOptions {
     #[command(flatten)]
     pub(crate) device: DeviceOption,
 
+    /// Megabytes for experts on a GPU with memory of its own: as many experts are there at a time, the most recently used
+    /// ones [default: all that there is room for]
+    #[arg(long, value_name = "MB", env = "TANDEM_EXPERT_CACHE_MB", value_parser = at_least_one)]
+    pub(crate) expert_cache_mb: Option<usize>,
+
+    /// Which experts are uploaded there before they are asked for
+    #[arg(long, value_name = "WHICH", env = "TANDEM_EXPERT_PREFETCH", value_enum)]
+    pub(crate) expert_prefetch: Option<ExpertPrefetch>,
+
+    /// How the GPU gets at memory: `own` uses one that shares the CPU's as if it had its own, to try out and to measure
+    #[arg(long, hide = true, value_name = "HOW", env = "TANDEM_GPU_MEMORY", value_enum)]
+    pub(crate) gpu_memory: Option<GpuMemory>,
+
+    /// What the GPU is to fail at, at once: for tests
+    #[arg(long, hide = true, value_name = "WHAT", env = "TANDEM_GPU_FAULT")]
+    pub(crate) gpu_fault: Option<Fault>,
+
     /// Threads to compute with [default: one per core, low-power (LP-E) cores left out]
     #[arg(short, long, value_name = "N", env = "TANDEM_THREADS", value_parser = thread_count)]
     pub(crate) threads: Option<usize>,
@@ -121,6 +175,45 @@ pub(crate) struct ComputeOptions {
     /// Let every token see all earlier ones, even where the model's config says only the nearest
     #[arg(long, env = "TANDEM_NO_SLIDING_WINDOW", value_parser = FalseyValueParser::new())]
     pub(crate) no_sliding_window: bool,
+}
+
+/// What is recorded of the work, and how much of the memory it may use.
+#[derive(Args, Clone)]
+pub(crate) struct TelemetryOptions {
+    /// Write a summary of what was computed where, how long it took and how much memory it read (JSON; docs/telemetry.md
+    /// defines the figures)
+    #[arg(long = "telemetry", value_name = "FILE", env = "TANDEM_TELEMETRY")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Write a row for each operation that was computed (CSV)
+    #[arg(long = "telemetry-csv", value_name = "FILE", env = "TANDEM_TELEMETRY_CSV")]
+    pub(crate) csv: Option<PathBuf>,
+
+    /// Write a trace for https://ui.perfetto.dev
+    #[arg(long, value_name = "FILE", env = "TANDEM_TRACE")]
+    pub(crate) trace: Option<PathBuf>,
+
+    /// Background mode: read and write so many GB/s of memory at most, so that the rest of the computer stays responsive
+    #[arg(long, value_name = "GB/S", env = "TANDEM_BACKGROUND", value_parser = gigabytes)]
+    pub(crate) background: Option<f64>,
+}
+
+impl TelemetryOptions {
+    /// Whether any file is asked for.
+    pub(crate) fn writes_files(&self) -> bool {
+        [&self.json, &self.csv, &self.trace].into_iter().any(Option::is_some)
+    }
+
+    /// What is recorded, for a model of that config.
+    pub(crate) fn params(&self, config: &PhimoeConfig) -> TelemetryParams {
+        let Self { json, csv, trace, .. } = self.clone();
+        TelemetryParams {
+            json,
+            csv,
+            trace,
+            ..TelemetryParams::new(config.n_layers, config.n_experts)
+        }
+    }
 }
 
 /// [`KvType`] as an option.
@@ -169,12 +262,12 @@ pub(crate) struct GenerateOptions {
         value_name = "T",
         env = "TANDEM_TEMP",
         allow_negative_numbers = true,
-        default_value_t = 0.4
+        default_value_t = SamplingParams::usual().temperature
     )]
     pub(crate) temperature: f32,
 
     /// Choose among the K most likely tokens only; 0 is all
-    #[arg(long, value_name = "K", env = "TANDEM_TOP_K", default_value_t = 40)]
+    #[arg(long, value_name = "K", env = "TANDEM_TOP_K", default_value_t = SamplingParams::usual().top_k)]
     pub(crate) top_k: usize,
 
     /// Choose among the most likely tokens that together have probability P; 1 is all
@@ -183,7 +276,7 @@ pub(crate) struct GenerateOptions {
         value_name = "P",
         env = "TANDEM_TOP_P",
         allow_negative_numbers = true,
-        default_value_t = 0.95
+        default_value_t = SamplingParams::usual().top_p
     )]
     pub(crate) top_p: f32,
 
@@ -193,7 +286,7 @@ pub(crate) struct GenerateOptions {
         value_name = "P",
         env = "TANDEM_MIN_P",
         allow_negative_numbers = true,
-        default_value_t = 0.05
+        default_value_t = SamplingParams::usual().min_p
     )]
     pub(crate) min_p: f32,
 
@@ -203,12 +296,12 @@ pub(crate) struct GenerateOptions {
         value_name = "R",
         env = "TANDEM_REPEAT_PENALTY",
         allow_negative_numbers = true,
-        default_value_t = 1.0
+        default_value_t = SamplingParams::usual().repetition_penalty
     )]
     pub(crate) repeat_penalty: f32,
 
     /// Tokens back that --repeat-penalty looks at; 0 is all
-    #[arg(long, value_name = "N", env = "TANDEM_REPEAT_LAST_N", default_value_t = 64)]
+    #[arg(long, value_name = "N", env = "TANDEM_REPEAT_LAST_N", default_value_t = SamplingParams::usual().repetition_window)]
     pub(crate) repeat_last_n: usize,
 
     /// Start of the random numbers: the same seed gives the same text [default: a new one each time]
@@ -234,15 +327,12 @@ impl GenerateOptions {
             min_p: self.min_p,
             repetition_penalty: self.repeat_penalty,
             repetition_window: self.repeat_last_n,
-            seed: self.seed.unwrap_or_else(clock_seed),
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: self.seed.unwrap_or_else(fresh_seed),
         }
     }
-}
-
-/// A seed that differs from run to run; short, so that it can be typed again.
-fn clock_seed() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::from(now.subsec_nanos()) ^ (now.as_secs() & 0xffff_ffff)
 }
 
 /// More threads than any machine has cores would only take turns.
@@ -259,6 +349,14 @@ fn isa(text: &str) -> Result<Isa, String> {
         .into_iter()
         .find(|isa| isa.name() == text)
         .ok_or_else(|| format!("expected one of {}", Isa::ALL.map(Isa::name).join(", ")))
+}
+
+fn gigabytes(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        Ok(_) => Err("expected more than 0 GB/s".to_owned()),
+        Err(e) => Err(e.to_string()),
+    }
 }
 
 pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {

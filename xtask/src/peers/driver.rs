@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One side of a comparison. `tandem bench --stdin` and the scripts in `python/` speak the same protocol, which
 /// `python/protocol.py` describes.
-pub(super) struct Driver {
+pub(crate) struct Driver {
     child: Child,
     stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
@@ -23,7 +23,7 @@ pub(super) struct Driver {
 
 impl Driver {
     /// Starts the program and waits until it has loaded its model.
-    pub(super) fn start(command: &mut Command) -> anyhow::Result<Self> {
+    pub(crate) fn start(command: &mut Command) -> anyhow::Result<Self> {
         let shown = format!("{command:?}");
         let mut child = command
             .stdin(Stdio::piped())
@@ -42,7 +42,7 @@ impl Driver {
     }
 
     /// Brings the cache to the test's depth and runs the test once, untimed.
-    pub(super) fn prepare(&mut self, test: Test) -> anyhow::Result<()> {
+    pub(crate) fn prepare(&mut self, test: Test) -> anyhow::Result<()> {
         let (kind, tokens) = match test.work {
             Work::Prompt(tokens) => ("pp", tokens),
             Work::Generate(tokens) => ("tg", tokens),
@@ -51,7 +51,7 @@ impl Driver {
     }
 
     /// Seconds that the prepared test takes.
-    pub(super) fn time(&mut self) -> anyhow::Result<f64> {
+    pub(crate) fn time(&mut self) -> anyhow::Result<f64> {
         self.number("time", "seconds")
     }
 

@@ -20,7 +20,7 @@ use tandem_runtime::bench::{Test, Work};
 
 use crate::record::{commit, date, machine, results_folder};
 use crate::shell::{root, tandem};
-use driver::Driver;
+pub(crate) use driver::Driver;
 use report::{Report, Row};
 
 #[derive(Args)]

@@ -4,24 +4,72 @@
 //! row, each with an f32 scale that makes its largest magnitude 127. That happens once for an input, however many
 //! products it goes into.
 
+use std::fmt;
+
 use tandem_memory::packed::BLOCK_COLS;
+use tandem_memory::{AlignedBuffer, QuantizedBlock};
 
 use super::Weights;
 use crate::cpu::Cpu;
 use crate::disjoint::Disjoint;
-use crate::isa::QuantizedBlock;
 
 /// Blocks handed to a thread at a time: a few microseconds of work.
 const CHUNK: usize = 256;
 
-/// Activations of some tokens in 8 bits. Keeps its memory from one input to the next.
+/// Activations of some tokens in 8 bits, `[plane][token][block]`. Keeps its memory from one input to the next.
 #[derive(Debug, Default)]
 pub struct QuantizedActivations {
     /// Blocks of a token.
     row: usize,
-    blocks: Vec<QuantizedBlock>,
-    /// What the blocks leave out, where that is wanted.
-    residuals: Vec<QuantizedBlock>,
+    /// Blocks of a plane: all tokens.
+    count: usize,
+    /// The second plane is what the first leaves out, where that is wanted.
+    planes: usize,
+    room: Room,
+}
+
+/// Where blocks are.
+enum Room {
+    /// In memory of their own, which grows.
+    Own(Vec<QuantizedBlock>),
+    /// In memory that others use too.
+    Supplied(AlignedBuffer),
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self::Own(Vec::new())
+    }
+}
+
+impl fmt::Debug for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "room for {} blocks", self.blocks().len())
+    }
+}
+
+impl Room {
+    fn blocks(&self) -> &[QuantizedBlock] {
+        match self {
+            Self::Own(blocks) => blocks,
+            Self::Supplied(memory) => memory.typed(),
+        }
+    }
+
+    /// Room for so many, which may be anything.
+    fn at_least(&mut self, count: usize) -> &mut [QuantizedBlock] {
+        match self {
+            Self::Supplied(memory) if memory.typed::<QuantizedBlock>().len() < count => {
+                *self = Self::Own(Vec::new());
+                self.at_least(count)
+            }
+            Self::Supplied(memory) => &mut memory.typed_mut()[..count],
+            Self::Own(blocks) => {
+                blocks.resize(blocks.len().max(count), QuantizedBlock::default());
+                &mut blocks[..count]
+            }
+        }
+    }
 }
 
 /// Writes a token's row of activations.
@@ -35,6 +83,16 @@ pub enum Precision {
     /// To 16 bits: 8 bits, and 8 more for what those leave out. Products take twice the arithmetic, and read the
     /// weights no more often.
     Bits16,
+}
+
+impl Precision {
+    /// Rows of 8 bits that a token has.
+    pub const fn planes(self) -> usize {
+        match self {
+            Self::Bits8 => 1,
+            Self::Bits16 => 2,
+        }
+    }
 }
 
 impl QuantizedActivations {
@@ -73,23 +131,44 @@ impl QuantizedActivations {
 
     /// Makes room for `numbers` activations.
     fn places(&mut self, numbers: usize, cols: usize, precision: Precision) -> Places<'_> {
+        self.shape(numbers, cols, precision);
+        let (count, planes) = (self.count, self.planes);
+        let blocks = self.room.at_least(count * planes);
+        let (blocks, residuals) = blocks.split_at_mut(count);
+        Places { blocks: Disjoint::new(blocks), residuals: Disjoint::new(residuals), precision }
+    }
+
+    /// What the room holds from now on: someone else has quantized `numbers` activations there.
+    ///
+    /// # Panics
+    /// When `cols` is no whole number of blocks of 32, or `numbers` no whole number of rows.
+    pub fn shape(&mut self, numbers: usize, cols: usize, precision: Precision) {
         assert!(cols.is_multiple_of(BLOCK_COLS), "{cols} columns are no blocks of {BLOCK_COLS}");
         super::tokens("activations to quantize", numbers, cols);
-        let count = numbers / BLOCK_COLS;
-        let residual_count = if precision == Precision::Bits16 { count } else { 0 };
         self.row = cols / BLOCK_COLS;
-        self.blocks.resize(count, QuantizedBlock::default());
-        self.residuals.resize(residual_count, QuantizedBlock::default());
-        Places {
-            blocks: Disjoint::new(&mut self.blocks),
-            residuals: Disjoint::new(&mut self.residuals),
-            precision,
-        }
+        self.count = numbers / BLOCK_COLS;
+        self.planes = precision.planes();
+    }
+
+    /// Uses this memory from now on, as long as it suffices.
+    pub fn use_memory(&mut self, memory: AlignedBuffer) {
+        *self = Self { room: Room::Supplied(memory), ..Self::default() };
+    }
+
+    /// All the room there is, for a device that shares it: the first blocks are those of the activations.
+    pub fn room(&self) -> &[QuantizedBlock] {
+        self.room.blocks()
+    }
+
+    /// As [`Self::room`], to be written to.
+    pub fn room_mut(&mut self) -> &mut [QuantizedBlock] {
+        let all = self.room.blocks().len();
+        self.room.at_least(all)
     }
 
     /// Tokens.
     pub fn tokens(&self) -> usize {
-        self.blocks.len().checked_div(self.row).unwrap_or(0)
+        self.count.checked_div(self.row).unwrap_or(0)
     }
 
     /// Activations of a token.
@@ -97,19 +176,28 @@ impl QuantizedActivations {
         self.row * BLOCK_COLS
     }
 
+    /// How exact they are.
+    pub fn precision(&self) -> Precision {
+        if self.planes > 1 { Precision::Bits16 } else { Precision::Bits8 }
+    }
+
     /// What the 8 or 16 bits stand for, `[token][cols]`.
     pub fn dequantize(&self) -> Vec<f32> {
-        let mut x: Vec<f32> = self.blocks.iter().flat_map(values_of).collect();
-        for (x, rest) in x.iter_mut().zip(self.residuals.iter().flat_map(values_of)) {
-            *x += rest;
+        let plane = |plane| self.plane(plane).iter().flat_map(QuantizedBlock::dequantize);
+        let mut x: Vec<f32> = plane(0).collect();
+        if self.planes > 1 {
+            x.iter_mut().zip(plane(1)).for_each(|(x, rest)| *x += rest);
         }
         x
     }
 
-    /// One token's blocks, or those of its residuals.
+    fn plane(&self, plane: usize) -> &[QuantizedBlock] {
+        &self.room.blocks()[plane * self.count..][..self.count]
+    }
+
+    /// One token's blocks, or those of what they leave out.
     fn row(&self, token: usize, plane: usize) -> &[QuantizedBlock] {
-        let plane = if plane == 0 { &self.blocks } else { &self.residuals };
-        &plane[token * self.row..][..self.row]
+        &self.plane(plane)[token * self.row..][..self.row]
     }
 }
 
@@ -149,15 +237,11 @@ pub(super) fn prepare_rows(cpu: &Cpu, x: &mut [f32], cols: usize, prepare: Prepa
     });
 }
 
-fn values_of(block: &QuantizedBlock) -> [f32; BLOCK_COLS] {
-    block.values.map(|value| f32::from(value) * block.scale)
-}
-
 /// Quantizes what `blocks` leave out of `x`.
 fn quantize_rest(cpu: &Cpu, x: &[f32], blocks: &[QuantizedBlock], out: &mut [QuantizedBlock]) {
     let x = x.as_chunks::<BLOCK_COLS>().0;
     for ((x, block), out) in x.iter().zip(blocks).zip(out.chunks_exact_mut(1)) {
-        let mut rest = values_of(block);
+        let mut rest = block.dequantize();
         rest.iter_mut().zip(x).for_each(|(rest, x)| *rest = x - *rest);
         cpu.packed().quantize(&rest, out);
     }
@@ -264,8 +348,8 @@ impl<'a> Input<'a> {
     /// Rows of 8 bits that a token has: 2 where the second is what the first leaves out.
     pub(super) fn planes(&self) -> usize {
         match self.quantized {
-            Some(quantized) if !quantized.residuals.is_empty() => 2,
-            _ => 1,
+            Some(quantized) => quantized.planes,
+            None => 1,
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod activations;
 mod attention;
+mod bytes;
 mod elementwise;
 mod matmul;
 mod matrix;
@@ -15,6 +16,7 @@ mod weights;
 
 pub use activations::{Input, Precision, QuantizedActivations};
 pub use attention::{Queries, Sequence, attention, attention_all, store_kv};
+pub use bytes::copy_bytes;
 pub use elementwise::{add, add_scaled, add_weighted_rows, argmax, join_rows, silu_mul};
 pub use matmul::{Largest, Product, announce, matmul, matmul_all};
 pub use matrix::MatrixRef;

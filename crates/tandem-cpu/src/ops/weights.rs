@@ -53,6 +53,11 @@ impl Weights<'_> {
         }
     }
 
+    /// Bytes of a row in memory: where rows are padded, in the mean.
+    pub fn row_bytes(&self) -> usize {
+        self.n_bytes() / self.rows().max(1)
+    }
+
     /// Addresses of some rows, in whole tiles: of their scales, where those lie apart, and of the others.
     pub(super) fn addresses(&self, rows: Range<usize>) -> [Range<usize>; 2] {
         match self {

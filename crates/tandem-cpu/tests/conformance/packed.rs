@@ -5,7 +5,6 @@
 //! product with its scales, one for each block that is added, and those of 16 bits: in `dequantize`, which the oracle
 //! starts from, and where both halves are added.
 
-use half::f16;
 use tandem_cpu::Cpu;
 use tandem_cpu::ops::{
     Input, Precision, Product, QuantizedActivations, Weights, matmul, matmul_all,
@@ -13,6 +12,7 @@ use tandem_cpu::ops::{
 use tandem_formats::{DType, blocks};
 use tandem_memory::{AlignedBuffer, PackedLayout, PackedMatrix, PackedType};
 use tandem_testkit::oracle::{Expected, assert_close, products};
+use tandem_testkit::{Rng, packed as inputs};
 
 use super::{Random, every_cpu};
 
@@ -27,15 +27,10 @@ struct Packed {
 }
 
 impl Packed {
-    /// Random bytes, so every quant occurs, and sane scales.
-    fn random(random: &mut Random, kind: PackedType, rows: usize, cols: usize) -> Self {
-        let dtype = kind.dtype();
-        let mut raw = vec![0; dtype.bytes_for(cols).unwrap() * rows];
-        raw.iter_mut().for_each(|byte| *byte = random.bits() as u8);
-        for block in raw.chunks_exact_mut(dtype.block_bytes()) {
-            block[..2].copy_from_slice(&f16::from_f32(random.number() * 0.05).to_le_bytes());
-        }
-        Self::of(kind, rows, cols, &raw)
+    /// Every quant occurs, and scales are sane.
+    fn random(rng: &mut Rng, kind: PackedType, rows: usize, cols: usize) -> Self {
+        let blocks = rows * cols / kind.dtype().block_len();
+        Self::of(kind, rows, cols, &inputs::random_blocks(rng, kind.dtype().block_bytes(), blocks))
     }
 
     fn of(kind: PackedType, rows: usize, cols: usize, raw: &[u8]) -> Self {
@@ -86,10 +81,11 @@ impl Packed {
 fn every_size_and_number_of_tokens() {
     let cpus = every_cpu();
     let mut random = Random(31);
+    let mut rng = Rng::new(31);
     for kind in KINDS {
         for cols in [32, 96, 448, 4096] {
             for rows in (1..=40).filter(|rows| cols < 4096 || [1, 15, 16, 17, 40].contains(rows)) {
-                let weights = Packed::random(&mut random, kind, rows, cols);
+                let weights = Packed::random(&mut rng, kind, rows, cols);
                 let bias = random.numbers(rows);
                 // Larger rows repeat what smaller ones have shown.
                 let all_tokens: &[usize] =
@@ -107,8 +103,9 @@ fn every_size_and_number_of_tokens() {
 fn more_tokens_than_an_item_holds() {
     let cpus = every_cpu();
     let mut random = Random(32);
+    let mut rng = Rng::new(32);
     for kind in KINDS {
-        let weights = Packed::random(&mut random, kind, 70, 1088);
+        let weights = Packed::random(&mut rng, kind, 70, 1088);
         for tokens in [63, 65, 150] {
             weights.check(&cpus, None, &random.numbers(tokens * 1088));
         }
@@ -120,34 +117,18 @@ fn more_tokens_than_an_item_holds() {
 #[test]
 fn extreme_blocks() {
     let cpus = every_cpu();
-    let mut random = Random(33);
+    let mut rng = Rng::new(33);
     let (rows, cols) = (20, 448);
-    let activations: [fn(usize, &mut Random) -> f32; 8] = [
-        |_, _| 1.0,
-        |_, _| -1.0,
-        |col, _| if col % 2 == 0 { 1.0 } else { -1.0 },
-        |col, _| if col % 32 < 16 { 1.0 } else { -1.0 },
-        |_, random| random.number(),
-        |col, random| if col < 64 { 0.0 } else { random.number() * 1e25 },
-        |_, random| random.number() * 1e-30,
-        |_, random| random.number() * 1e-38,
-    ];
-    let scales = [f16::MAX, f16::MIN, f16::MIN_POSITIVE_SUBNORMAL, f16::ZERO, f16::NEG_ZERO];
     for kind in KINDS {
-        // -8 and 0, 7 and -1, -128, 127, a mix of signs.
-        for fill in [[0x00; 2], [0xff; 2], [0x80; 2], [0x7f; 2], [0x80, 0x7f], [0xf0, 0x0f]] {
-            let block_bytes = kind.dtype().block_bytes();
-            let mut raw = vec![0; kind.dtype().bytes_for(cols).unwrap() * rows];
-            for (i, block) in raw.chunks_exact_mut(block_bytes).enumerate() {
-                // 14 blocks a row: each row begins with another scale.
-                block[..2].copy_from_slice(&scales[i % 5].to_le_bytes());
-                block[2..].iter_mut().zip(fill.iter().cycle()).for_each(|(q, &fill)| *q = fill);
-            }
+        for quants in inputs::EXTREME_QUANTS {
+            // 14 blocks a row: each row begins with another scale.
+            let blocks = rows * cols / kind.dtype().block_len();
+            let raw = inputs::extreme_blocks(kind.dtype().block_bytes(), blocks, quants);
             let weights = Packed::of(kind, rows, cols, &raw);
-            for activation in activations {
+            for activation in inputs::EXTREME_ACTIVATIONS {
                 for tokens in [1, 11] {
                     let x: Vec<f32> =
-                        (0..tokens * cols).map(|i| activation(i % cols, &mut random)).collect();
+                        (0..tokens * cols).map(|i| activation(i % cols, &mut rng)).collect();
                     weights.check(&cpus, None, &x);
                 }
             }
@@ -158,9 +139,10 @@ fn extreme_blocks() {
 #[test]
 fn results_depend_neither_on_threads_nor_on_company() {
     let mut random = Random(34);
+    let mut rng = Rng::new(34);
     let (rows, cols, tokens) = (150, 1056, 110);
     for (kind, precision) in KINDS.into_iter().zip(PRECISIONS) {
-        let weights = Packed::random(&mut random, kind, rows, cols);
+        let weights = Packed::random(&mut rng, kind, rows, cols);
         let x = random.numbers(tokens * cols);
         let mut results = Vec::new();
         for cpu in every_cpu() {
@@ -194,10 +176,11 @@ fn results_depend_neither_on_threads_nor_on_company() {
 #[test]
 fn products_in_one_go_are_the_products() {
     let mut random = Random(35);
+    let mut rng = Rng::new(35);
     let cols = 96;
     let x = random.numbers(9 * cols);
     let packed: Vec<_> = [(PackedType::Q4_0, 50), (PackedType::Q8_0, 7)]
-        .map(|(kind, rows)| Packed::random(&mut random, kind, rows, cols))
+        .map(|(kind, rows)| Packed::random(&mut rng, kind, rows, cols))
         .into();
     let floats: Vec<u8> = random.numbers(33 * cols).iter().flat_map(|w| w.to_le_bytes()).collect();
     let floats = Weights::from(tandem_cpu::MatrixRef::new(DType::F32, 33, cols, &floats));
@@ -234,15 +217,8 @@ fn products_in_one_go_are_the_products() {
 
 #[test]
 fn activations_keep_within_half_a_step() {
-    let mut random = Random(36);
     let cols = 64;
-    let mut x = random.numbers(40 * cols);
-    for (i, block) in x.chunks_exact_mut(32).enumerate() {
-        let scale = [1.0, 1e-20, 1e20, 0.0][i % 4];
-        block.iter_mut().for_each(|x| *x *= scale);
-    }
-    // Ties, and both ends of the range.
-    x[..4].copy_from_slice(&[127.0, -127.0, 0.5, -1.5]);
+    let x = inputs::activations_to_quantize(&mut Rng::new(36), 40 * cols);
     for (precision, step) in PRECISIONS.into_iter().zip([127.0, 254.0 * 127.0]) {
         let results = every_cpu().into_iter().map(|cpu| {
             let mut quantized = QuantizedActivations::default();
@@ -265,9 +241,10 @@ fn activations_keep_within_half_a_step() {
 #[test]
 fn what_is_not_finite_stays_in_its_token() {
     let mut random = Random(37);
+    let mut rng = Rng::new(37);
     let (rows, cols, tokens) = (20, 96, 6);
     for kind in KINDS {
-        let weights = Packed::random(&mut random, kind, rows, cols);
+        let weights = Packed::random(&mut rng, kind, rows, cols);
         let mut x = random.numbers(tokens * cols);
         x[cols + 70] = f32::NAN;
         x[3 * cols] = f32::INFINITY;
@@ -286,7 +263,7 @@ fn what_is_not_finite_stays_in_its_token() {
 
 #[test]
 fn wrong_sizes_and_inputs_are_noticed() {
-    let weights = Packed::random(&mut Random(38), PackedType::Q8_0, 4, 64);
+    let weights = Packed::random(&mut Rng::new(38), PackedType::Q8_0, 4, 64);
     for cpu in every_cpu() {
         let fails = |cols: usize, out: usize, quantized: bool| {
             let call = || {

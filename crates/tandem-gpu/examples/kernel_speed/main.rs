@@ -12,7 +12,7 @@ mod timing;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use tandem_gpu::{DeviceChoice, DeviceKind, Gpu, GpuOptions, GpuVec, Path, ProgramCache};
+use tandem_gpu::{DeviceChoice, DeviceKind, Gpu, GpuOptions, GpuVec, Needs, Path, ProgramCache};
 use tandem_memory::PackedType;
 
 /// Speed of the GPU's kernels at full size.
@@ -22,7 +22,7 @@ struct Args {
     #[arg(long, default_value = "auto")]
     device: String,
 
-    /// How kernels are written: dot, subgroup or portable; the best that the device has where none is given
+    /// How kernels are written: dot, subgroup, vector or portable; the best that the device has where none is given
     #[arg(long)]
     path: Option<String>,
 
@@ -60,6 +60,9 @@ fn main() -> anyhow::Result<()> {
                 products::packed(&bench, name, kind, rows, cols, tokens)?;
             }
         }
+        for &tokens in &args.tokens {
+            products::attention(&bench, kind, tokens)?;
+        }
     }
     println!("\n## Experts: 16 of a layer, two of which a token uses, evenly\n");
     products::header();
@@ -84,7 +87,7 @@ fn main() -> anyhow::Result<()> {
 /// Opens the device and says what it is and what its memory gives.
 fn open(args: &Args) -> anyhow::Result<Bench> {
     let choice: DeviceChoice = args.device.parse()?;
-    let device = tandem_gpu::find_device(&choice, 0, 0)?;
+    let device = tandem_gpu::find_device(&choice, Needs::default())?;
     let path = args.path.as_deref().map(path_named).transpose()?;
     let cache = ProgramCache::of_user();
     let gpu = Gpu::open(device, GpuOptions { path, cache, ..GpuOptions::default() })?;
@@ -119,5 +122,7 @@ fn open(args: &Args) -> anyhow::Result<Bench> {
 
 fn path_named(name: &str) -> anyhow::Result<Path> {
     let found = Path::ALL.into_iter().find(|path| path.name() == name);
-    found.with_context(|| format!("--path: expected dot, subgroup or portable, found '{name}'"))
+    found.with_context(|| {
+        format!("--path: expected dot, subgroup, vector or portable, found '{name}'")
+    })
 }

@@ -1,7 +1,9 @@
 //! The operations between products: short, but a launch each.
 
+use tandem_formats::DType;
 use tandem_gpu::ops::{
-    self, Heads, KvPages, KvRegion, PageTable, Precision, QuantizedVec, UsesVec, attention_spans,
+    self, FloatWeights, Heads, KvPages, KvRegion, Output, PageTable, Precision, QuantizedVec,
+    UsesVec, attention_spans,
 };
 use tandem_gpu::{Gpu, GpuVec, Result, Scope, Sharing};
 use tandem_memory::{KvCache, KvShape, KvType};
@@ -11,6 +13,7 @@ use crate::timing::time;
 
 const HIDDEN: usize = 4096;
 const HEADS: Heads = Heads { queries: 16, kv: 4, dim: 128 };
+const INNER: usize = 448;
 const N_EXPERTS: usize = 16;
 const VOCABULARY: usize = 32064;
 /// Positions in the cache before these tokens.
@@ -24,9 +27,12 @@ pub(crate) fn all(bench: &Bench, tokens: &[usize]) -> anyhow::Result<()> {
     println!("| operation | {} |", counts.join(" | "));
     println!("|---|{}", "---|".repeat(tokens.len()));
     type Measured = fn(&Bench, usize) -> Result<f64>;
-    let operations: [(&str, Measured); 9] = [
+    let operations: [(&str, Measured); 12] = [
         ("LayerNorm", layer_norm),
         ("quantize", quantize),
+        ("both in one", norm_quantize),
+        ("SiLU and quantize", silu_quantize),
+        ("router's product (f32)", router_product),
         ("RoPE and KV write", rope),
         ("attention, 1024 before", attention),
         ("attention, 1024 before in q8_0", attention_8_bits),
@@ -67,10 +73,58 @@ fn quantize(bench: &Bench, tokens: usize) -> Result<f64> {
     let mut room = QuantizedVec::new(gpu, x.len(), Precision::Bits8)?;
     let times = time(gpu, bench.rounds, &["quantize"], || {
         gpu.scope(|scope| {
-            let x = scope.vec(&x)?;
-            let quantized = room.fill(scope, &x, HIDDEN, Precision::Bits8)?;
+            let (x, room) = (scope.vec(&x)?, room.lend(scope)?);
+            (0..LAUNCHES).try_for_each(|_| room.fill(scope, &x, HIDDEN, Precision::Bits8).map(drop))
+        })
+    })?;
+    Ok(times.kernel)
+}
+
+fn norm_quantize(bench: &Bench, tokens: usize) -> Result<f64> {
+    let gpu = &bench.gpu;
+    let (x, weight) = (ones(gpu, tokens * HIDDEN)?, ones(gpu, HIDDEN)?);
+    let mut out = gpu.zeros(tokens * HIDDEN)?;
+    let mut room = QuantizedVec::new(gpu, x.len(), Precision::Bits8)?;
+    let times = time(gpu, bench.rounds, &["norm_quantize"], || {
+        gpu.scope(|scope| {
+            let (x, weight, out) = (scope.vec(&x)?, scope.vec(&weight)?, scope.vec_mut(&mut out)?);
+            let to = (&out, &room.lend(scope)?);
+            (0..LAUNCHES).try_for_each(|_| {
+                ops::layer_norm_quantized(scope, &x, &weight, &weight, 1e-5, to).map(drop)
+            })
+        })
+    })?;
+    Ok(times.kernel)
+}
+
+fn silu_quantize(bench: &Bench, tokens: usize) -> Result<f64> {
+    let gpu = &bench.gpu;
+    let count = 2 * tokens * INNER;
+    let (up, mut gate) = (ones(gpu, count)?, ones(gpu, count)?);
+    let mut room = QuantizedVec::new(gpu, count, Precision::Bits8)?;
+    let times = time(gpu, bench.rounds, &["silu_quantize"], || {
+        gpu.scope(|scope| {
+            let (up, gate, room) = (scope.vec(&up)?, scope.vec_mut(&mut gate)?, room.lend(scope)?);
+            (0..LAUNCHES).try_for_each(|_| {
+                let both = (&gate, &up);
+                ops::silu_mul_quantized(scope, both, INNER, Precision::Bits8, &room).map(drop)
+            })
+        })
+    })?;
+    Ok(times.kernel)
+}
+
+fn router_product(bench: &Bench, tokens: usize) -> Result<f64> {
+    let gpu = &bench.gpu;
+    let bytes = gpu.zeros::<u8>(N_EXPERTS * HIDDEN * size_of::<f32>())?;
+    let (x, mut out) = (ones(gpu, tokens * HIDDEN)?, gpu.zeros(tokens * N_EXPERTS)?);
+    let times = time(gpu, bench.rounds, &["matvec_row"], || {
+        gpu.scope(|scope| {
+            let (bytes, x, out) = (scope.vec(&bytes)?, scope.vec(&x)?, scope.vec_mut(&mut out)?);
+            let weights = FloatWeights::new(DType::F32, N_EXPERTS, HIDDEN, bytes, scope)?;
+            let replace = Output::Replace;
             (0..LAUNCHES)
-                .try_for_each(|_| quantized.refill(scope, &x, HIDDEN, Precision::Bits8).map(drop))
+                .try_for_each(|_| ops::matmul_rows(scope, &weights, None, &x, replace, &out))
         })
     })?;
     Ok(times.kernel)

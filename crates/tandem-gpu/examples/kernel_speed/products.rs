@@ -2,8 +2,8 @@
 
 use tandem_formats::DType;
 use tandem_gpu::ops::{
-    self, ExpertInput, ExpertStarts, ExpertWeights, FloatWeights, Output, PackedWeights, Precision,
-    QuantizedVec, UsesVec,
+    self, Dense, ExpertInput, ExpertStarts, ExpertWeights, FloatWeights, Output, PackedWeights,
+    Precision, QuantizedVec, UsesVec,
 };
 use tandem_gpu::{GpuVec, Result};
 use tandem_memory::{PackedLayout, PackedType};
@@ -131,7 +131,40 @@ pub(crate) fn packed(
     Ok(())
 }
 
-/// The products of a layer's experts, two of which each token uses.
+/// q, k and v in one launch.
+pub(crate) fn attention(bench: &Bench, kind: PackedType, tokens: usize) -> anyhow::Result<()> {
+    let cols = 4096;
+    let layouts =
+        [2048, 512, 512].map(|rows| PackedLayout::new(kind, rows, cols).expect("whole blocks"));
+    let bytes = layouts.iter().map(PackedLayout::n_bytes).sum();
+    let rows = layouts.iter().map(PackedLayout::rows).sum();
+    let (name, encoding) = ("q, k and v", kind.dtype().to_string());
+    let product = Product { name, encoding, rows, cols, tokens, bytes, vectors: tokens };
+    let places = product.places(bytes, bench.weights.len());
+    let Room { x, mut quantized, mut out } = Room::new(bench, tokens, cols, tokens * rows)?;
+    let times = time(&bench.gpu, bench.rounds, &["matvec", "matmul"], || {
+        bench.gpu.scope(|scope| {
+            let x = quantized.fill(scope, &scope.vec(&x)?, cols, Precision::Bits8)?;
+            let (all, out) = (scope.vec(&bench.weights)?, scope.vec_mut(&mut out)?);
+            places.iter().try_for_each(|&at| {
+                let (mut from, mut to) = (at, 0);
+                let matrices = layouts.map(|layout| {
+                    let (bytes, numbers) = (layout.n_bytes(), tokens * layout.rows());
+                    (from, to) = (from + bytes, to + numbers);
+                    let weights = PackedWeights::new(layout, all.slice(from - bytes..from));
+                    (weights, out.slice_mut(to - numbers..to))
+                });
+                let products =
+                    matrices.each_ref().map(|(weights, out)| Dense { weights, bias: None, out });
+                ops::matmul_all(scope, &products, &x, Output::Replace)
+            })
+        })
+    })?;
+    product.print(bench, times);
+    Ok(())
+}
+
+/// The products of a layer's experts, two of which each token uses; of gate and up, both in one launch.
 pub(crate) fn experts(
     bench: &Bench,
     name: &str,
@@ -142,19 +175,25 @@ pub(crate) fn experts(
 ) -> anyhow::Result<()> {
     let layout = PackedLayout::new(kind, rows, cols).expect("whole blocks");
     let uses = 2 * tokens;
-    let (each, bytes) = (layout.n_bytes(), layout.n_bytes() * uses.min(N_EXPERTS));
-    let encoding = kind.dtype().to_string();
-    let product = Product { name, encoding, rows, cols, tokens, bytes, vectors: uses };
-    let places = product.places(each * N_EXPERTS, bench.weights.len());
     // Gate and up take the activations of tokens, down those of uses.
     let of_tokens = cols > rows;
+    let matrices = if of_tokens { 2 } else { 1 };
+    let each = layout.n_bytes();
+    let bytes = matrices * each * uses.min(N_EXPERTS);
+    let encoding = kind.dtype().to_string();
+    let vectors = matrices * uses;
+    let product = Product { name, encoding, rows, cols, tokens, bytes, vectors };
+    let places = product.places(2 * each * N_EXPERTS, bench.weights.len());
     let input = if of_tokens { ExpertInput::OfTokens } else { ExpertInput::OfUses };
     let inputs = if of_tokens { tokens } else { uses };
-    let Room { x, mut quantized, mut out } = Room::new(bench, inputs, cols, uses * rows)?;
+    let Room { x, mut quantized, mut out } = Room::new(bench, inputs, cols, 2 * uses * rows)?;
     let chosen: Vec<u32> = (0..uses).map(|choice| (choice % N_EXPERTS) as u32).collect();
     let (chosen, shares) = (bench.gpu.upload(&chosen)?, bench.gpu.upload(&vec![0.5f32; uses])?);
-    let starts: Vec<u64> = (0..N_EXPERTS).map(|expert| (expert * each) as u64).collect();
-    let starts = ExpertStarts::new(&bench.gpu, &starts)?;
+    let starts = |matrix: usize| {
+        let place = |expert: usize| ((2 * expert + matrix) * each) as u64;
+        ExpertStarts::new(&bench.gpu, &(0..N_EXPERTS).map(place).collect::<Vec<_>>())
+    };
+    let starts = [starts(0)?, starts(1)?];
     let mut room = UsesVec::new(&bench.gpu, N_EXPERTS, tokens)?;
     let times = time(&bench.gpu, bench.rounds, &["experts"], || {
         bench.gpu.scope(|scope| {
@@ -163,9 +202,13 @@ pub(crate) fn experts(
             let x = quantized.fill(scope, &scope.vec(&x)?, cols, Precision::Bits8)?;
             let (all, out) = (scope.vec(&bench.weights)?, scope.vec_mut(&mut out)?);
             places.iter().try_for_each(|&at| {
-                let bytes = all.slice(at..at + each * N_EXPERTS);
-                let weights = ExpertWeights::new(scope, layout, bytes, &starts)?;
-                ops::matmul_experts(scope, &weights, &grouped, &x, input, &out)
+                let bytes = all.slice(at..at + 2 * each * N_EXPERTS);
+                let of = |starts| ExpertWeights::new(scope, layout, bytes.clone(), starts);
+                let weights = [of(&starts[0])?, of(&starts[1])?];
+                let (first, second) =
+                    (out.slice_mut(0..uses * rows), out.slice_mut(uses * rows..2 * uses * rows));
+                let products = [(&weights[0], &first), (&weights[1], &second)];
+                ops::matmul_experts(scope, &products[..matrices], &grouped, &x, input)
             })
         })
     })?;

@@ -21,7 +21,7 @@ pub(crate) fn time(
     mut round: impl FnMut() -> Result<()>,
 ) -> Result<Times> {
     round()?;
-    gpu.record_times(true);
+    gpu.record_times(true)?;
     let (mut kernels, mut in_a_row) = (Vec::new(), f64::INFINITY);
     for _ in 0..rounds {
         let started = Instant::now();
@@ -34,7 +34,7 @@ pub(crate) fn time(
         );
         in_a_row = in_a_row.min(elapsed / (kernels.len() - before) as f64);
     }
-    gpu.record_times(false);
+    gpu.record_times(false)?;
     kernels.sort_by(f64::total_cmp);
     Ok(Times { kernel: kernels[kernels.len() / 2], in_a_row })
 }

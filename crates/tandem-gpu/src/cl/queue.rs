@@ -10,9 +10,9 @@ use super::{Buffer, Context, Event, Kernel, Queue};
 use crate::error::{Named, Result};
 
 impl Queue {
-    /// An in-order queue that keeps the times of its commands.
-    pub(crate) fn new(context: &Context, device: cl_device_id) -> Result<Self> {
-        let profiling = cl3::command_queue::CL_QUEUE_PROFILING_ENABLE;
+    /// An in-order queue, which may keep the times of its commands.
+    pub(crate) fn new(context: &Context, device: cl_device_id, timed: bool) -> Result<Self> {
+        let profiling = if timed { cl3::command_queue::CL_QUEUE_PROFILING_ENABLE } else { 0 };
         // The function of OpenCL 1.2: it is there in every version, and asks for nothing that 2.0 added.
         // SAFETY: context and device are valid, and belong together.
         unsafe { cl3::command_queue::create_command_queue(context.raw(), device, profiling) }

@@ -9,28 +9,46 @@ use crate::cl::Queue;
 use crate::error::{GpuError, Result};
 use crate::gpu::Region;
 
-/// Slots that kernels are being enqueued for.
-pub(super) struct Held<'a> {
-    cache: &'a ExpertCache,
-    kernels: &'a Queue,
+/// Experts of a layer that kernels are being enqueued for: on the device, or there before the kernels run. They stay
+/// until this is dropped.
+#[derive(Debug)]
+pub struct HeldExperts<'scope> {
+    cache: &'scope ExpertCache,
+    kernels: &'scope Queue,
+    layer: usize,
     slots: Vec<usize>,
 }
 
-impl<'a> Held<'a> {
-    pub(super) fn none(cache: &'a ExpertCache, kernels: &'a Queue) -> Self {
-        Self { cache, kernels, slots: Vec::new() }
+impl<'scope> HeldExperts<'scope> {
+    pub(super) fn none(cache: &'scope ExpertCache, kernels: &'scope Queue, layer: usize) -> Self {
+        Self { cache, kernels, layer, slots: Vec::new() }
     }
 
-    /// Has the experts there, and makes kernels wait for those on their way.
-    pub(super) fn take(
+    /// The layer.
+    pub fn layer(&self) -> usize {
+        self.layer
+    }
+
+    /// Has experts there for the kernels that are enqueued from now on. Those that are not are uploaded: `load` copies an
+    /// expert's gate, up and down matrices.
+    ///
+    /// # Errors
+    /// When the driver fails; when all slots are in use.
+    ///
+    /// # Panics
+    /// When there is no such expert.
+    pub fn take(
         &mut self,
-        layer: usize,
         experts: &[usize],
         load: impl FnMut(ExpertId, [&mut [u8]; MATRICES]),
     ) -> Result<()> {
+        let layer = self.layer;
+        let mut experts = experts.to_vec();
+        experts.sort_unstable();
+        experts.dedup();
         let state = &mut *self.cache.state.borrow_mut();
         state.timeline.settle(&mut state.statistics)?;
-        state.history.record(layer, experts);
+        state.history.record(layer, &experts);
         // Those that are there are held before others take slots.
         let mut missing = Vec::new();
         for id in experts.iter().map(|&expert| ExpertId { layer, expert }) {
@@ -67,38 +85,6 @@ impl<'a> Held<'a> {
         Ok(())
     }
 
-    fn hold(&mut self, state: &mut State, slot: usize) {
-        state.slots.hold(slot);
-        self.slots.push(slot);
-    }
-}
-
-impl Drop for Held<'_> {
-    /// Marks the end of the kernels, which the next upload to each slot waits for; also where enqueuing them has
-    /// failed or panicked.
-    fn drop(&mut self) {
-        let end =
-            self.kernels.marker().and_then(|end| self.kernels.flush().map(|()| Arc::new(end)));
-        if end.is_err() {
-            // Without a marker, the kernels are over before anything else happens; or the device is lost.
-            let _lost = self.kernels.finish();
-        }
-        let state = &mut *self.cache.state.borrow_mut();
-        for &slot in &self.slots {
-            state.contents[slot].last_use = end.as_ref().ok().map(Arc::clone);
-            state.slots.release(slot);
-        }
-    }
-}
-
-/// Experts of a layer that are on the device, or will be before the kernels run that are enqueued now.
-#[derive(Debug)]
-pub struct ResidentExperts<'scope> {
-    pub(super) cache: &'scope ExpertCache,
-    pub(super) layer: usize,
-}
-
-impl<'scope> ResidentExperts<'scope> {
     /// All slots, and where a matrix of each expert begins in them: gate, up or down.
     pub(crate) fn places(&self, matrix: usize) -> (Region<'scope, u8>, Region<'scope, u64>) {
         let ExpertCache { shape, slot_bytes, weights, places, .. } = self.cache;
@@ -124,5 +110,28 @@ impl<'scope> ResidentExperts<'scope> {
     /// Bytes of a matrix of every expert.
     pub(crate) fn matrix_bytes(&self, matrix: usize) -> usize {
         self.cache.shape.matrix_bytes[matrix]
+    }
+
+    fn hold(&mut self, state: &mut State, slot: usize) {
+        state.slots.hold(slot);
+        self.slots.push(slot);
+    }
+}
+
+impl Drop for HeldExperts<'_> {
+    /// Marks the end of the kernels, which the next upload to each slot waits for; also where enqueuing them has
+    /// failed or panicked.
+    fn drop(&mut self) {
+        let end =
+            self.kernels.marker().and_then(|end| self.kernels.flush().map(|()| Arc::new(end)));
+        if end.is_err() {
+            // Without a marker, the kernels are over before anything else happens; or the device is lost.
+            let _lost = self.kernels.finish();
+        }
+        let state = &mut *self.cache.state.borrow_mut();
+        for &slot in &self.slots {
+            state.contents[slot].last_use = end.as_ref().ok().map(Arc::clone);
+            state.slots.release(slot);
+        }
     }
 }

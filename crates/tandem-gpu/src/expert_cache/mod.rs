@@ -6,12 +6,14 @@
 //! the uploads of the experts they use, and an upload waits for the kernels that last used its slot. Nothing waits on
 //! the host, but for a staging buffer that is to be filled while it is still copied.
 //!
-//! On a device that shares the CPU's memory there is nothing to upload: [`ExpertMemory`] is then no cache.
+//! On a device that shares the CPU's memory there is nothing to upload: [`ExpertMemory`] is then no cache. Nor is it where
+//! all experts fit.
 
 mod held;
 mod history;
 mod lru;
 mod options;
+mod settings;
 mod state;
 mod statistics;
 mod upload;
@@ -20,11 +22,11 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
-use self::held::Held;
-pub use self::held::ResidentExperts;
+pub use self::held::HeldExperts;
 use self::history::History;
 use self::lru::Slots;
 pub use self::options::{CacheOptions, ExpertId, ExpertShape, Prefetch};
+pub use self::settings::{ExpertCacheSettings, ModelBytes};
 use self::state::{Contents, Ring, State};
 pub use self::statistics::CacheStatistics;
 use self::statistics::Timeline;
@@ -45,20 +47,36 @@ const TABLES_UNDER_WAY: usize = 8;
 pub enum ExpertMemory {
     /// In the memory that it shares with the CPU: all of them, without a copy.
     InPlace,
-    /// In memory of its own.
+    /// In memory of its own, all of them.
+    Whole,
+    /// In memory of its own, some of them at a time.
     Cache(Box<ExpertCache>),
 }
 
 impl ExpertMemory {
-    /// A cache where the device needs one.
+    /// A cache where the device's [settings](Gpu::expert_settings) and memory ask for one.
     ///
     /// # Errors
-    /// Those of [`ExpertCache::new`].
-    pub fn new(gpu: &Gpu, shape: ExpertShape, options: CacheOptions) -> Result<Self> {
-        if gpu.memory().sharing() == Sharing::None {
-            Ok(Self::Cache(Box::new(ExpertCache::new(gpu, shape, options)?)))
-        } else {
-            Ok(Self::InPlace)
+    /// Those of [`ExpertCacheSettings::options`] and [`ExpertCache::new`].
+    pub fn new(gpu: &Gpu, model: ModelBytes) -> Result<Self> {
+        if gpu.memory().sharing() != Sharing::None {
+            return Ok(Self::InPlace);
+        }
+        let info = gpu.device().info();
+        let settings = gpu.expert_settings();
+        Ok(match settings.options(model, info.memory, info.max_allocation)? {
+            None => Self::Whole,
+            Some(options) => Self::Cache(Box::new(ExpertCache::new(gpu, model.experts, options)?)),
+        })
+    }
+}
+
+impl ExpertMemory {
+    /// The cache, where there is one.
+    pub fn cache(&self) -> Option<&ExpertCache> {
+        match self {
+            Self::Cache(cache) => Some(cache),
+            Self::InPlace | Self::Whole => None,
         }
     }
 }
@@ -69,6 +87,7 @@ impl fmt::Display for ExpertMemory {
             Self::InPlace => {
                 f.write_str("no expert cache: the device reads experts where they are")
             }
+            Self::Whole => f.write_str("no expert cache: all experts fit the device's memory"),
             Self::Cache(cache) => write!(
                 f,
                 "expert cache: {} of {} experts, {} MiB",
@@ -85,7 +104,7 @@ impl fmt::Display for ExpertMemory {
 pub struct ExpertCache {
     shape: ExpertShape,
     slot_bytes: usize,
-    prefetch: Prefetch,
+    prefetch: Option<Prefetch>,
     experts_per_buffer: usize,
     state: RefCell<State>,
     /// All slots.
@@ -119,8 +138,10 @@ impl ExpertCache {
                  found {staging_buffers} of {experts_per_buffer}"
             )));
         }
+        // What is known of overlap is known from the times of both queues.
+        gpu.always_keep_times()?;
         let (context, kernels) = (Arc::clone(gpu.context()), gpu.queue());
-        let uploads = Arc::new(Queue::new(&context, gpu.device().id)?);
+        let uploads = Arc::new(Queue::new(&context, gpu.device().id, true)?);
         let table_bytes = MATRICES * shape.n_experts * PLACE_BYTES;
         let chunk = experts_per_buffer * slot_bytes;
         let state = State {
@@ -164,30 +185,32 @@ impl ExpertCache {
         Ok(state.statistics)
     }
 
-    /// Has the named experts of a layer on the device for the kernels that `work` enqueues. Those that are not there
-    /// are uploaded: `load` copies an expert's gate, up and down matrices.
-    ///
-    /// # Errors
-    /// Those of `work`; when the driver fails; when all slots are in use.
+    /// Begins with the kernels that use a layer's experts, of which none is held yet.
     ///
     /// # Panics
-    /// When there is no such layer or expert, or the scope is another device's.
-    pub fn with_experts<'scope, T>(
+    /// When the scope is another device's.
+    pub fn hold<'scope>(
         &'scope self,
         scope: &'scope Scope<'scope, '_>,
         layer: usize,
-        experts: &[usize],
-        load: impl FnMut(ExpertId, [&mut [u8]; MATRICES]),
-        work: impl FnOnce(&ResidentExperts<'scope>) -> Result<T>,
-    ) -> Result<T> {
+    ) -> HeldExperts<'scope> {
         assert!(Arc::ptr_eq(&self.context, scope.gpu().context()), "experts of another device");
-        let mut experts = experts.to_vec();
-        experts.sort_unstable();
-        experts.dedup();
-        let kernels = scope.gpu().queue();
-        let mut held = Held::none(self, kernels);
-        held.take(layer, &experts, load)?;
-        work(&ResidentExperts { cache: self, layer })
+        HeldExperts::none(self, scope.gpu().queue(), layer)
+    }
+
+    /// Whether an expert is on the device, or on its way.
+    pub fn has(&self, layer: usize, expert: usize) -> bool {
+        self.state.borrow().slots.find(ExpertId { layer, expert }).is_some()
+    }
+
+    /// Experts of a staging buffer: as many as are best uploaded while others are computed with.
+    pub fn experts_per_buffer(&self) -> usize {
+        self.experts_per_buffer
+    }
+
+    /// Experts that are best uploaded ahead at a time: what a staging buffer holds, where any are.
+    pub fn prefetched_at_once(&self) -> usize {
+        if self.prefetch.is_some() { self.experts_per_buffer } else { 0 }
     }
 
     /// Uploads up to `count` of a layer's experts that are not there, of its likeliest `count`, while other kernels
@@ -205,8 +228,13 @@ impl ExpertCache {
         load: impl FnMut(ExpertId, [&mut [u8]; MATRICES]),
     ) -> Result<()> {
         let state = &mut *self.state.borrow_mut();
+        let Some(by) = self.prefetch else { return Ok(()) };
+        let likeliest = state.history.likeliest(layer, by);
+        // What is there of the layer is likely to be used too, and often the least recently used of all.
+        let there: Vec<usize> = likeliest.iter().filter_map(|&id| state.slots.find(id)).collect();
+        there.iter().for_each(|&slot| state.slots.hold(slot));
         let mut missing = Vec::new();
-        for id in state.history.likeliest(layer, self.prefetch).into_iter().take(count) {
+        for id in likeliest.into_iter().take(count) {
             if state.slots.find(id).is_none() {
                 let Some(placed) = state.place(id) else { break };
                 state.contents[placed.slot].ahead = true;
@@ -214,6 +242,7 @@ impl ExpertCache {
                 missing.push((id, placed.slot));
             }
         }
+        there.iter().for_each(|&slot| state.slots.release(slot));
         self.upload(state, &missing, load)
     }
 }

@@ -23,7 +23,7 @@ pub struct ExpertShape {
     pub n_layers: usize,
     /// Experts of a layer.
     pub n_experts: usize,
-    /// Bytes of an expert's gate, up and down matrices.
+    /// Bytes of an expert's gate, up and down matrices, at most.
     pub matrix_bytes: [usize; MATRICES],
 }
 
@@ -70,13 +70,18 @@ pub struct CacheOptions {
     pub staging_buffers: usize,
     /// Experts of a staging buffer.
     pub experts_per_buffer: usize,
-    /// Which experts are uploaded ahead.
-    pub prefetch: Prefetch,
+    /// Which experts are uploaded ahead; none: none.
+    pub prefetch: Option<Prefetch>,
 }
 
 impl CacheOptions {
     /// Two staging buffers of two experts, and prediction.
     pub fn with_budget(budget: usize) -> Self {
-        Self { budget, staging_buffers: 2, experts_per_buffer: 2, prefetch: Prefetch::Predict }
+        Self {
+            budget,
+            staging_buffers: 2,
+            experts_per_buffer: 2,
+            prefetch: Some(Prefetch::Predict),
+        }
     }
 }

@@ -30,6 +30,21 @@ pub struct CacheStatistics {
 }
 
 impl CacheStatistics {
+    /// What has been done since an earlier moment.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            hits: self.hits - before.hits,
+            misses: self.misses - before.misses,
+            evictions: self.evictions - before.evictions,
+            prefetched: self.prefetched - before.prefetched,
+            prefetched_used: self.prefetched_used - before.prefetched_used,
+            bytes: self.bytes - before.bytes,
+            upload_seconds: self.upload_seconds - before.upload_seconds,
+            stall_seconds: self.stall_seconds - before.stall_seconds,
+        }
+    }
+
     /// The share of uses that found their expert there; 1 where there were none.
     pub fn hit_rate(&self) -> f64 {
         share(self.hits as f64, (self.hits + self.misses) as f64)

@@ -11,6 +11,7 @@ use crate::memory::Place;
 pub(crate) enum Arg<'a> {
     Memory(&'a Place),
     U32(u32),
+    U64(u64),
     F32(f32),
 }
 
@@ -24,6 +25,7 @@ impl Arg<'_> {
         unsafe {
             match self {
                 Self::U32(value) => kernel.set(index, value)?,
+                Self::U64(value) => kernel.set(index, value)?,
                 Self::F32(value) => kernel.set(index, value)?,
                 Self::Memory(place) => {
                     let offset = match (place, gpu.memory.usm()) {
@@ -66,6 +68,12 @@ impl From<usize> for Arg<'_> {
     fn from(value: usize) -> Self {
         let Ok(value) = u32::try_from(value) else { panic!("{value} is too large for a kernel") };
         Self::U32(value)
+    }
+}
+
+impl From<u64> for Arg<'_> {
+    fn from(value: u64) -> Self {
+        Self::U64(value)
     }
 }
 

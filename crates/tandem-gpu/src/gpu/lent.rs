@@ -38,6 +38,16 @@ impl<T: Element> Region<'_, T> {
         Self { place: Place::Buffer(Arc::clone(buffer), 0), len, lent: PhantomData }
     }
 
+    /// Whether both are the same numbers in memory.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let same = match (&self.place, &other.place) {
+            (Place::Pointer(a), Place::Pointer(b)) => a == b,
+            (Place::Buffer(a, at), Place::Buffer(b, also)) => Arc::ptr_eq(a, b) && at == also,
+            _ => false,
+        };
+        same && self.len == other.len
+    }
+
     /// How many numbers there are.
     pub fn len(&self) -> usize {
         self.len

@@ -21,11 +21,13 @@ use std::time::{Duration, Instant};
 use crate::cl::{Context, Event, Kernel, Program, Queue};
 use crate::device::Device;
 use crate::error::{GpuError, Result};
+use crate::expert_cache::ExpertCacheSettings;
 use crate::fault::{Fault, Faults};
 use crate::memory::{Place, SharedMemory, Sharing};
 use crate::path::Path;
 use crate::program::{ProgramCache, build};
 
+pub(crate) use arg::Arg;
 pub use lent::{Region, RegionMut};
 pub use scope::Scope;
 pub(crate) use scope::Work;
@@ -49,12 +51,23 @@ pub struct Gpu {
     launches: Cell<usize>,
     waits: Cell<usize>,
     faults: Faults,
-    queue: Arc<Queue>,
+    queues: Queues,
     memory: SharedMemory,
     cache: Option<ProgramCache>,
+    experts: ExpertCacheSettings,
     device: Device,
     path: Path,
     context: Arc<Context>,
+}
+
+/// The queue of kernels, and one that keeps their times, which takes some drivers longer.
+#[derive(Debug)]
+struct Queues {
+    plain: Arc<Queue>,
+    timed: Arc<Queue>,
+    use_timed: Cell<bool>,
+    /// Whether times are needed for good.
+    always_timed: Cell<bool>,
 }
 
 /// How a device is to be used. The default is the best way it has.
@@ -66,6 +79,8 @@ pub struct GpuOptions {
     pub sharing: Option<Sharing>,
     /// Where compiled kernels are kept.
     pub cache: Option<ProgramCache>,
+    /// What a device with memory of its own may hold of a model.
+    pub experts: ExpertCacheSettings,
 }
 
 /// A kernel's name, and its launch.
@@ -93,7 +108,13 @@ impl Gpu {
             return Err(GpuError::Missing { device: info.full_name(), what });
         }
         let context = Arc::new(Context::new(device.id)?);
-        let queue = Arc::new(Queue::new(&context, device.id)?);
+        let queue = |timed| Queue::new(&context, device.id, timed).map(Arc::new);
+        let queues = Queues {
+            plain: queue(false)?,
+            timed: queue(true)?,
+            use_timed: Cell::default(),
+            always_timed: Cell::default(),
+        };
         let memory = SharedMemory::new(&device, Arc::clone(&context), options.sharing);
         Ok(Self {
             kernels: RefCell::default(),
@@ -103,9 +124,10 @@ impl Gpu {
             launches: Cell::default(),
             waits: Cell::default(),
             faults: Faults::default(),
-            queue,
+            queues,
             memory,
             cache: options.cache,
+            experts: options.experts,
             device,
             path,
             context,
@@ -127,6 +149,11 @@ impl Gpu {
         &self.memory
     }
 
+    /// What it may hold of a model, where it has memory of its own.
+    pub fn expert_settings(&self) -> ExpertCacheSettings {
+        self.experts
+    }
+
     /// What its memory and queues belong to.
     pub(crate) fn context(&self) -> &Arc<Context> {
         &self.context
@@ -134,7 +161,26 @@ impl Gpu {
 
     /// The queue of its kernels.
     pub(crate) fn queue(&self) -> &Arc<Queue> {
-        &self.queue
+        if self.queues.use_timed.get() { &self.queues.timed } else { &self.queues.plain }
+    }
+
+    /// Has commands be timed from now on, for good.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub(crate) fn always_keep_times(&self) -> Result<()> {
+        self.queues.always_timed.set(true);
+        self.use_timed_queue(true)
+    }
+
+    /// Goes on with the other queue, once everything in this one is done.
+    fn use_timed_queue(&self, wanted: bool) -> Result<()> {
+        let wanted = wanted || self.queues.always_timed.get();
+        if wanted != self.queues.use_timed.get() {
+            self.queue().finish()?;
+            self.queues.use_timed.set(wanted);
+        }
+        Ok(())
     }
 
     /// Kernels that were launched so far.
@@ -158,8 +204,12 @@ impl Gpu {
     }
 
     /// Keeps the times of kernels from now on, or no longer.
-    pub fn record_times(&self, wanted: bool) {
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn record_times(&self, wanted: bool) -> Result<()> {
         self.times.replace(wanted.then(Vec::new));
+        self.use_timed_queue(wanted)
     }
 
     /// Seconds that each kernel took on the device, in order, since this was last asked for or recording began.
@@ -168,8 +218,18 @@ impl Gpu {
     /// # Errors
     /// When the driver has no times.
     pub fn take_times(&self) -> Result<Vec<(&'static str, f64)>> {
+        let seconds = |(start, end): (u64, u64)| end.saturating_sub(start) as f64 * 1e-9;
+        let intervals = self.take_intervals()?.into_iter();
+        Ok(intervals.map(|(name, interval)| (name, seconds(interval))).collect())
+    }
+
+    /// As [`Self::take_times`]: when each kernel began and when it ended, in nanoseconds of the device's clock.
+    ///
+    /// # Errors
+    /// As [`Self::take_times`].
+    pub fn take_intervals(&self) -> Result<Vec<(&'static str, (u64, u64))>> {
         let events = self.times.borrow_mut().as_mut().map(std::mem::take).unwrap_or_default();
-        events.into_iter().map(|(name, event)| Ok((name, event.seconds()?))).collect()
+        events.into_iter().map(|(name, event)| Ok((name, event.interval()?))).collect()
     }
 
     /// Whether the device uses these bytes where they are, by its driver's own account: memory that was allocated
@@ -181,7 +241,7 @@ impl Gpu {
         match self.memory.place(bytes)? {
             Place::Pointer(_) => Ok(true),
             Place::Buffer(buffer, offset) => {
-                let mapped = self.queue.mapped_address(&buffer, offset + bytes.len())?;
+                let mapped = self.queue().mapped_address(&buffer, offset + bytes.len())?;
                 Ok(mapped + offset == bytes.as_ptr() as usize)
             }
         }
@@ -203,7 +263,7 @@ impl Gpu {
             }
         }
         let scope = Scope { gpu: self, scope: PhantomData };
-        let wait = Wait(&self.queue);
+        let wait = Wait(self.queue());
         let result = work(&scope);
         std::mem::forget(wait);
         let waited = self.wait();
@@ -217,14 +277,14 @@ impl Gpu {
         let Some(newest) = self.newest.take() else { return Ok(()) };
         self.waits.set(self.waits.get() + 1);
         let started = Instant::now();
-        let flushed = self.queue.flush();
+        let flushed = self.queue().flush();
         let mut done = Ok(false);
         while matches!(done, Ok(false)) && started.elapsed() < POLLING {
             std::thread::yield_now();
             done = newest.is_done();
         }
         // Commands end in order, and a failed one may not be the newest: only the queue knows of all.
-        self.queue.finish()?;
+        self.queue().finish()?;
         flushed.and(done)?;
         self.faults.occasion(Fault::TimeOut, "clFinish")?;
         self.faults.occasion(Fault::DeviceLost, "clFinish")?;
@@ -252,10 +312,12 @@ impl Gpu {
         let program = match programs.entry((file, options)) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
-                self.faults.occasion(Fault::Build, "clBuildProgram")?;
+                // A fault that is wanted is a real one: without its word for kernels no source compiles.
+                let broken = self.faults.is_due(Fault::Build)?;
+                let options =
+                    format!("{}{}", entry.key().1, if broken { " -Dkernel=broken" } else { "" });
                 let cache = self.cache.as_ref();
-                let options = entry.key().1.as_str();
-                let built = build(&self.context, &self.device, cache, work.source, options)?;
+                let built = build(&self.context, &self.device, cache, work.source, &options)?;
                 entry.insert(built)
             }
         };

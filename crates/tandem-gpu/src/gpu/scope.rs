@@ -94,7 +94,7 @@ impl<'scope, 'env> Scope<'scope, 'env> {
     /// # Errors
     /// When the driver fails.
     pub fn submit(&self) -> Result<()> {
-        self.gpu.queue.flush()
+        self.gpu.queue().flush()
     }
 
     /// Enqueues a kernel. Arguments follow the order of its parameters; memory takes two of them, base and offset
@@ -117,7 +117,7 @@ impl<'scope, 'env> Scope<'scope, 'env> {
             gpu.faults.occasion(Fault::Enqueue, "clEnqueueNDRangeKernel")?;
             // SAFETY: regions are borrowed for the scope, whose end waits for the queue; the rest is the caller's
             // promise.
-            let event = unsafe { gpu.queue.launch(kernel, work.global, work.local) }?;
+            let event = unsafe { gpu.queue().launch(kernel, work.global, work.local) }?;
             gpu.launches.set(gpu.launches.get() + 1);
             let event = Arc::new(event);
             gpu.newest.replace(Some(Arc::clone(&event)));

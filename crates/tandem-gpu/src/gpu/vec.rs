@@ -49,7 +49,7 @@ impl Gpu {
                 .refusal()
                 .map_or(Ok(()), |reason| Err(missing(format!("memory: {reason}"))))?;
             let buffer = Arc::new(Buffer::new(&self.context, bytes.max(1))?);
-            self.queue.write(&buffer, 0, &vec![0; bytes])?;
+            self.queue().write(&buffer, 0, &vec![0; bytes])?;
             Storage::Device(buffer)
         } else {
             let memory = self.memory.zeroed(bytes);
@@ -80,7 +80,7 @@ impl Gpu {
         match &mut to.storage {
             Storage::Shared(own) => own.typed_mut().copy_from_slice(numbers),
             Storage::Device(buffer) => {
-                self.queue.write(buffer, 0, bytes_of(numbers))?;
+                self.queue().write(buffer, 0, bytes_of(numbers))?;
             }
         }
         Ok(())
@@ -99,7 +99,7 @@ impl Gpu {
         match &mut to.storage {
             Storage::Shared(own) => own.typed_mut()[at..end].copy_from_slice(numbers),
             Storage::Device(buffer) => {
-                self.queue.write(buffer, at * size_of::<T>(), bytes_of(numbers))?;
+                self.queue().write(buffer, at * size_of::<T>(), bytes_of(numbers))?;
             }
         }
         Ok(())
@@ -123,7 +123,7 @@ impl Gpu {
         match &from.storage {
             Storage::Shared(own) => numbers.copy_from_slice(&own.typed()[at..end]),
             Storage::Device(buffer) => {
-                self.queue.read(buffer, at * size_of::<T>(), bytes_of_mut(numbers))?;
+                self.queue().read(buffer, at * size_of::<T>(), bytes_of_mut(numbers))?;
             }
         }
         Ok(())
@@ -140,7 +140,7 @@ impl Gpu {
                 // Read into pages, which are aligned for numbers of every type.
                 let mut bytes = AlignedBuffer::zeroed(from.len * size_of::<T>())
                     .map_err(|e| GpuError::NoDevice(e.to_string()))?;
-                self.queue.read(buffer, 0, bytes.as_mut_slice())?;
+                self.queue().read(buffer, 0, bytes.as_mut_slice())?;
                 Ok(bytes.typed().to_vec())
             }
         }

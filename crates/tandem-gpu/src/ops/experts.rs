@@ -1,5 +1,7 @@
 //! The router's choices, and what follows from them: who uses which expert, and the sum of the experts' results.
 
+use std::ops::Range;
+
 use super::LOCAL;
 use crate::error::Result;
 use crate::gpu::{Gpu, GpuVec, Region, RegionMut, Scope, Work};
@@ -63,6 +65,10 @@ pub struct Uses<'scope> {
     pub(super) tokens: RegionMut<'scope, u32>,
     weights: RegionMut<'scope, f32>,
     places: RegionMut<'scope, u32>,
+    /// Of the first 64 experts a bit for each whose uses are computed.
+    pub(super) wanted: u64,
+    /// Uses whose results there is room for.
+    pub(super) results: Range<usize>,
 }
 
 /// A batch's uses, on the CPU.
@@ -123,6 +129,8 @@ impl UsesVec {
             tokens: scope.vec_mut(&mut self.tokens)?.slice_mut(0..uses),
             weights: scope.vec_mut(&mut self.weights)?.slice_mut(0..uses),
             places: scope.vec_mut(&mut self.places)?.slice_mut(0..uses),
+            wanted: u64::MAX,
+            results: 0..uses,
         })
     }
 }
@@ -142,7 +150,25 @@ impl<'scope> Uses<'scope> {
         let uses = tokens.len();
         assert!(starts.len() > 1 && uses.is_multiple_of(PER_TOKEN), "room for {uses} uses");
         assert_eq!((weights.len(), places.len()), (uses, uses), "room for {uses} uses");
-        Self { starts, tokens, weights, places }
+        Self { starts, tokens, weights, places, wanted: u64::MAX, results: 0..uses }
+    }
+
+    /// Only the uses of some experts, in the place that they have among all; none where there are more than 64 experts,
+    /// which kernels cannot tell apart.
+    #[must_use]
+    pub fn of_experts(&self, experts: &[usize]) -> Option<Self> {
+        let wanted = experts.iter().fold(0, |wanted, expert| wanted | 1 << expert);
+        (self.n_experts() <= u64::BITS as usize).then(|| Self { wanted, ..self.clone() })
+    }
+
+    /// The same uses, of which only these have room for their results: those of the experts that are computed.
+    ///
+    /// # Panics
+    /// When there are fewer uses.
+    #[must_use]
+    pub fn with_results(&self, results: Range<usize>) -> Self {
+        assert!(results.start <= results.end && results.end <= self.len(), "{results:?} of uses");
+        Self { results, ..self.clone() }
     }
 
     /// Uses.
@@ -153,6 +179,11 @@ impl<'scope> Uses<'scope> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Uses whose results there is room for.
+    pub fn n_results(&self) -> usize {
+        self.results.len()
     }
 
     /// Experts.

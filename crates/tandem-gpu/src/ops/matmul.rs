@@ -2,21 +2,30 @@
 
 use tandem_memory::{PackedLayout, PackedType};
 
-use super::{LOCAL, Quantized, Uses};
+use super::{Quantized, Uses};
 use crate::error::Result;
-use crate::expert_cache::ResidentExperts;
-use crate::gpu::{Gpu, GpuVec, Region, RegionMut, Scope, Work};
-use crate::path::{GROUP, LANES};
+use crate::expert_cache::HeldExperts;
+use crate::gpu::{Arg, Gpu, GpuVec, Region, RegionMut, Scope, Work};
+use crate::path::{GROUP, LANES, Path};
 use crate::program::Source;
 
-pub(crate) const MATMUL: Source =
-    Source { file: "matmul_packed.cl", text: include_str!("../../kernels/matmul_packed.cl") };
+pub(crate) const MATMUL: Source = Source {
+    file: "matmul_packed.cl",
+    text: concat!(
+        include_str!("../../kernels/dots.cl"),
+        include_str!("../../kernels/matmul_packed.cl")
+    ),
+};
 /// Up to so many tokens the columns of a tile are shared out, since there are too few tiles to keep a device busy.
 const FEW_TOKENS: usize = 8;
 /// Tokens of a prompt's batch.
 const PROMPT: usize = 256;
 /// Tiles, and blocks of tokens, of a work-group.
 const SIDE: usize = 4;
+/// Matrices that one launch takes, at most.
+const MATRICES: usize = 3;
+/// The same of experts'.
+const EXPERT_MATRICES: usize = 2;
 
 /// Flags of the kernels, as in their source.
 pub(super) const HAS_BIAS: usize = 1;
@@ -104,7 +113,8 @@ impl Cut {
         let enough_tiles = !few || rows >= units * most_tiles * LANES;
         let tiles = if tokens == most_tokens && enough_tiles { most_tiles } else { 1 };
         let items = rows * PROMPT / (most_tokens * most_tiles);
-        let columns_are_shared = few || items < units * gpu.path().items_of_unit();
+        let columns_are_shared =
+            few || gpu.path() == Path::Vector || items < units * gpu.path().items_of_unit();
         Self { planes, tokens, tiles, columns_are_shared }
     }
 
@@ -117,10 +127,43 @@ impl Cut {
     }
 
     /// What the kernels are compiled for.
-    fn defines(self, kind: PackedType) -> [(&'static str, usize); 4] {
+    fn defines(self, kind: PackedType, products: usize) -> [(&'static str, usize); 5] {
         let Self { planes, tokens, tiles, .. } = self;
-        [("BITS", bits(kind)), ("PLANES", planes), ("TOKENS", tokens), ("TILES", tiles)]
+        [
+            ("BITS", bits(kind)),
+            ("PLANES", planes),
+            ("TOKENS", tokens),
+            ("TILES", tiles),
+            ("PRODUCTS", products),
+        ]
     }
+
+    /// Tiles of a matrix, as teams take them.
+    fn tiles_of(self, rows: usize) -> usize {
+        rows.div_ceil(LANES * self.tiles)
+    }
+
+    /// Whether a launch may have several matrices.
+    fn takes_several(self, gpu: &Gpu) -> bool {
+        gpu.path().takes_several(self.tokens * self.planes * self.tiles)
+    }
+
+    /// How many of so many blocks of tokens are taken side by side. Where a team is one work-item it takes all of them,
+    /// and the weights come from memory once.
+    fn blocks_of(self, gpu: &Gpu, tokens: usize) -> usize {
+        if gpu.path() == Path::Vector { 1 } else { tokens.div_ceil(self.tokens) }
+    }
+}
+
+/// A product of a matrix with the tokens of an input: `out = W x + b`; `out` is `[token][rows]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Dense<'a, 'scope> {
+    /// `W`.
+    pub weights: &'a PackedWeights<'scope>,
+    /// `b`, if there is one.
+    pub bias: Option<&'a Region<'scope, f32>>,
+    /// Where it goes.
+    pub out: &'a RegionMut<'scope, f32>,
 }
 
 /// `out = W x + b`, or `out += W x + b`, for every token of `x`; `out` is `[token][rows]`.
@@ -130,54 +173,89 @@ impl Cut {
 ///
 /// # Panics
 /// When the shapes do not fit together.
-pub fn matmul(
+pub fn matmul<'scope>(
     scope: &Scope<'_, '_>,
-    weights: &PackedWeights<'_>,
-    bias: Option<&Region<'_, f32>>,
+    weights: &PackedWeights<'scope>,
+    bias: Option<&Region<'scope, f32>>,
     x: &Quantized<'_>,
     output: Output,
-    out: &RegionMut<'_, f32>,
+    out: &RegionMut<'scope, f32>,
 ) -> Result<()> {
-    let (rows, tokens) = (weights.rows(), x.tokens());
-    assert_eq!(weights.cols(), x.cols(), "columns of weights and activations");
-    assert_eq!(out.len(), tokens * rows, "output of {tokens} tokens x {rows}");
-    if let Some(bias) = bias {
-        assert_eq!(bias.len(), rows, "matmul bias");
-    }
-    let cut = Cut::of(scope.gpu(), rows, tokens, x.planes());
-    let defines = cut.defines(weights.layout.kind());
-    let (tiles, blocks) = (rows.div_ceil(LANES * cut.tiles), tokens.div_ceil(cut.tokens));
-    let (name, global) = if cut.columns_are_shared {
-        ("matvec", [tiles * GROUP, blocks, 1])
-    } else {
-        ("matmul", [tiles.div_ceil(SIDE) * GROUP, blocks.div_ceil(SIDE), 1])
+    matmul_all(scope, &[Dense { weights, bias, out }], x, output)
+}
+
+/// Several products of one input, in as few launches as there can be: of few tokens with small matrices a launch takes
+/// longer than the product.
+///
+/// # Errors
+/// When the driver fails.
+///
+/// # Panics
+/// When the shapes do not fit together.
+pub fn matmul_all(
+    scope: &Scope<'_, '_>,
+    products: &[Dense<'_, '_>],
+    x: &Quantized<'_>,
+    output: Output,
+) -> Result<()> {
+    // What is of the same kind, with biases or without, goes together.
+    let alike = |a: &Dense<'_, '_>, b: &Dense<'_, '_>| {
+        a.weights.kind() == b.weights.kind() && a.bias.is_some() == b.bias.is_some()
     };
-    let work = Work { source: MATMUL, name, defines: &defines, global, local: LOCAL };
-    let (values, scales, offsets) = x.parts();
+    products
+        .chunk_by(alike)
+        .flat_map(|chunk| chunk.chunks(MATRICES))
+        .try_for_each(|products| launch(scope, products, x, output))
+}
+
+/// The products of some matrices that are alike.
+fn launch(
+    scope: &Scope<'_, '_>,
+    products: &[Dense<'_, '_>],
+    x: &Quantized<'_>,
+    output: Output,
+) -> Result<()> {
+    let (gpu, tokens) = (scope.gpu(), x.tokens());
+    let rows = products.iter().map(|product| product.weights.rows()).sum();
+    let cut = Cut::of(gpu, rows, tokens, x.planes());
+    if products.len() > 1 && !(cut.columns_are_shared && cut.takes_several(gpu)) {
+        // There is enough to do for each.
+        return products.chunks(1).try_for_each(|product| launch(scope, product, x, output));
+    }
+    let Some(Dense { weights, bias, .. }) = products.first() else { return Ok(()) };
     let flags =
         HAS_BIAS * usize::from(bias.is_some()) + ADD_TO * usize::from(output == Output::Add);
-    // Something must be passed for a bias that is not there; it is not read.
-    let bias = bias.map_or_else(|| (&**scales).into(), Into::into);
-    // SAFETY: the weights are those of their layout, which the kernel computes from `rows` and blocks; activations,
-    // bias and output have been checked against it above.
-    unsafe {
-        scope.launch(
-            work,
-            &[
-                (&weights.bytes).into(),
-                weights.layout.quant_bytes().into(),
-                rows.into(),
-                weights.layout.blocks().into(),
-                bias,
-                values.into(),
-                scales.into(),
-                offsets.into(),
-                tokens.into(),
-                out.into(),
-                flags.into(),
-            ],
-        )
+    let defines = cut.defines(weights.kind(), products.len());
+    let tiles: usize = products.iter().map(|product| cut.tiles_of(product.weights.rows())).sum();
+    let group = gpu.path().matmul_group();
+    let (name, global) = if cut.columns_are_shared {
+        ("matvec", [tiles * group, cut.blocks_of(gpu, tokens), 1])
+    } else {
+        let blocks = tokens.div_ceil(cut.tokens);
+        ("matmul", [tiles.div_ceil(SIDE) * group, blocks.div_ceil(SIDE), 1])
+    };
+    let work = Work { source: MATMUL, name, defines: &defines, global, local: [group, 1, 1] };
+    let mut args: Vec<Arg<'_>> = Vec::new();
+    for Dense { weights, bias, out } in products {
+        let rows = weights.rows();
+        assert_eq!(weights.cols(), x.cols(), "columns of weights and activations");
+        assert_eq!(out.len(), tokens * rows, "output of {tokens} tokens x {rows}");
+        if let Some(bias) = bias {
+            assert_eq!(bias.len(), rows, "matmul bias");
+        }
+        // Something must be passed for a bias that is not there; it is not read.
+        let bias: Arg<'_> = bias.map_or_else(|| x.blocks().into(), Into::into);
+        let scales = weights.layout.quant_bytes();
+        let these: [Arg<'_>; 5] =
+            [(&weights.bytes).into(), scales.into(), rows.into(), bias, (*out).into()];
+        args.extend(these);
     }
+    let blocks = weights.layout.blocks();
+    let rest: [Arg<'_>; 4] = [blocks.into(), x.blocks().into(), tokens.into(), flags.into()];
+    args.extend(rest);
+    // SAFETY: the weights are those of their layouts, which the kernel computes from rows and blocks; activations,
+    // biases and outputs have been checked against them above.
+    unsafe { scope.launch(work, &args) }
 }
 
 /// Where the matrices of a layer's experts begin, in bytes from the start of what holds them all.
@@ -269,15 +347,17 @@ impl<'scope> ExpertWeights<'scope> {
     /// Gate (0), up (1) or down (2) matrices that a cache has on the device; only those it was asked for.
     ///
     /// # Panics
-    /// When such a matrix has another size.
-    pub fn resident(
-        layout: PackedLayout,
-        experts: &ResidentExperts<'scope>,
-        matrix: usize,
-    ) -> Self {
-        assert_eq!(layout.n_bytes(), experts.matrix_bytes(matrix), "bytes of {layout:?}");
+    /// When the cache's matrices are smaller.
+    pub fn resident(layout: PackedLayout, experts: &HeldExperts<'scope>, matrix: usize) -> Self {
+        assert!(layout.n_bytes() <= experts.matrix_bytes(matrix), "bytes of {layout:?}");
         let (bytes, starts) = experts.places(matrix);
         Self { layout, rows: layout.rows(), bytes, starts }
+    }
+
+    /// Whether one launch can take the products of both: they differ in nothing but where matrices begin.
+    fn is_like(&self, other: &Self) -> bool {
+        let memory = self.bytes.is_same(&other.bytes);
+        memory && self.layout == other.layout && self.rows == other.rows
     }
 }
 
@@ -290,7 +370,8 @@ pub enum ExpertInput {
     OfUses,
 }
 
-/// `out = W x` for every use of an expert, with the expert's own matrix; `out` is `[use][rows]`.
+/// `out = W x` for every use of an expert, with the expert's own matrices; each `out` is `[use][rows]`. Matrices that are
+/// alike, as gate and up, take one launch.
 ///
 /// # Errors
 /// When the driver fails.
@@ -299,49 +380,68 @@ pub enum ExpertInput {
 /// When the shapes do not fit together.
 pub fn matmul_experts(
     scope: &Scope<'_, '_>,
-    weights: &ExpertWeights<'_>,
+    products: &[(&ExpertWeights<'_>, &RegionMut<'_, f32>)],
     uses: &Uses<'_>,
     x: &Quantized<'_>,
     input: ExpertInput,
-    out: &RegionMut<'_, f32>,
 ) -> Result<()> {
-    let (layout, rows) = (weights.layout, weights.rows);
+    products
+        .chunk_by(|(a, _), (b, _)| a.is_like(b))
+        .flat_map(|chunk| chunk.chunks(EXPERT_MATRICES))
+        .try_for_each(|products| launch_experts(scope, products, uses, x, input))
+}
+
+/// The products of experts' matrices that are alike.
+fn launch_experts(
+    scope: &Scope<'_, '_>,
+    products: &[(&ExpertWeights<'_>, &RegionMut<'_, f32>)],
+    uses: &Uses<'_>,
+    x: &Quantized<'_>,
+    input: ExpertInput,
+) -> Result<()> {
+    let Some((weights, _)) = products.first() else { return Ok(()) };
+    let (layout, rows, gpu) = (weights.layout, weights.rows, scope.gpu());
     let count = uses.tokens.len();
     let (tokens, planes) = (count / 2, x.planes());
     let expected = if input == ExpertInput::OfTokens { tokens } else { count };
     assert_eq!((layout.cols(), expected), (x.cols(), x.tokens()), "activations of experts");
-    assert_eq!(weights.starts.len(), uses.n_experts(), "experts");
-    assert_eq!(out.len(), count * rows, "output of {count} uses");
     let average = count.div_ceil(uses.n_experts());
-    let cut = Cut::of_uses(scope.gpu(), average, planes);
-    let defines = cut.defines(layout.kind());
-    let tiles = rows.div_ceil(LANES * cut.tiles);
-    let global = [tiles * GROUP, uses.n_experts(), (2 * average).div_ceil(cut.tokens)];
-    let work = Work { source: MATMUL, name: "experts", defines: &defines, global, local: LOCAL };
-    let (values, scales, offsets) = x.parts();
+    let cut = Cut::of_uses(gpu, average, planes);
+    if products.len() > 1 && !cut.takes_several(gpu) {
+        let mut each = products.chunks(1);
+        return each.try_for_each(|product| launch_experts(scope, product, uses, x, input));
+    }
+    let defines = cut.defines(layout.kind(), products.len());
+    let group = gpu.path().matmul_group();
+    let tiles = cut.tiles_of(rows) * products.len();
+    let global = [tiles * group, uses.n_experts(), cut.blocks_of(gpu, 2 * average)];
+    let local = [group, 1, 1];
+    let work = Work { source: MATMUL, name: "experts", defines: &defines, global, local };
     let flags = SELECT * usize::from(input == ExpertInput::OfTokens);
+    let mut args: Vec<Arg<'_>> = vec![(&weights.bytes).into()];
+    for (weights, out) in products {
+        assert_eq!(weights.starts.len(), uses.n_experts(), "experts");
+        assert_eq!(out.len(), uses.results.len() * rows, "output of {:?}", uses.results);
+        let these: [Arg<'_>; 2] = [(&weights.starts).into(), (*out).into()];
+        args.extend(these);
+    }
+    let rest: [Arg<'_>; 11] = [
+        layout.quant_bytes().into(),
+        rows.into(),
+        layout.blocks().into(),
+        (&uses.starts).into(),
+        (&uses.tokens).into(),
+        count.into(),
+        uses.wanted.into(),
+        uses.results.start.into(),
+        uses.results.len().into(),
+        x.blocks().into(),
+        flags.into(),
+    ];
+    args.extend(rest);
     // SAFETY: every matrix is within its bytes; the kernel takes no use and no token beyond `count` and half of it, for
     // which there are activations and results.
-    unsafe {
-        scope.launch(
-            work,
-            &[
-                (&weights.bytes).into(),
-                (&weights.starts).into(),
-                layout.quant_bytes().into(),
-                rows.into(),
-                layout.blocks().into(),
-                (&uses.starts).into(),
-                (&uses.tokens).into(),
-                count.into(),
-                values.into(),
-                scales.into(),
-                offsets.into(),
-                out.into(),
-                flags.into(),
-            ],
-        )
-    }
+    unsafe { scope.launch(work, &args) }
 }
 
 /// Bits of a quant.

@@ -13,15 +13,16 @@ mod matmul;
 mod norm;
 mod rows;
 
-pub use activations::{Precision, Quantized, QuantizedVec};
+pub use activations::{Precision, Quantized, QuantizedRoom, QuantizedVec};
 pub use attention::{Heads, KvRegion, attention_heads_fault, attention_spans};
-pub use elementwise::{argmax, silu_mul};
+pub use elementwise::{argmax, silu_mul, silu_mul_quantized};
 pub use experts::{Uses, UsesOnCpu, UsesVec, sparsemixer};
 pub use kv::{KvPages, PageTable};
 pub use matmul::{
-    ExpertInput, ExpertStarts, ExpertWeights, Output, PackedWeights, matmul, matmul_experts,
+    Dense, ExpertInput, ExpertStarts, ExpertWeights, Output, PackedWeights, matmul, matmul_all,
+    matmul_experts,
 };
-pub use norm::layer_norm;
+pub use norm::{layer_norm, layer_norm_quantized};
 pub use rows::{
     FloatExperts, FloatWeights, Table, embedding, has_float_kernels, matmul_experts_rows,
     matmul_rows,
@@ -33,10 +34,10 @@ use crate::path::GROUP;
 pub(crate) mod sources {
     pub(crate) use super::activations::QUANTIZE;
     pub(crate) use super::attention::{ATTENTION, ROPE};
-    pub(crate) use super::elementwise::{ARGMAX, ELEMENTWISE};
+    pub(crate) use super::elementwise::{ARGMAX, ELEMENTWISE, SILU_QUANTIZE};
     pub(crate) use super::experts::{GATHER, GROUPING, ROUTER};
     pub(crate) use super::matmul::MATMUL;
-    pub(crate) use super::norm::LAYER_NORM;
+    pub(crate) use super::norm::{LAYER_NORM, NORM_QUANTIZE};
     pub(crate) use super::rows::{EMBEDDING, MATVEC_ROWS};
 }
 

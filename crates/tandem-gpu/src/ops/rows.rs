@@ -6,6 +6,7 @@ use tandem_memory::PackedType;
 use super::matmul::{ADD_TO, HAS_BIAS, SELECT};
 use super::{ExpertInput, ExpertStarts, LOCAL, Output, PackedWeights, Uses};
 use crate::error::{GpuError, Result};
+use crate::expert_cache::HeldExperts;
 use crate::gpu::{Region, RegionMut, Scope, Work};
 use crate::path::{GROUP, LANES};
 use crate::program::Source;
@@ -16,6 +17,8 @@ pub(crate) const EMBEDDING: Source =
     Source { file: "embedding.cl", text: include_str!("../../kernels/embedding.cl") };
 /// Tokens that a work-group takes at a time, at most.
 const TOKENS: usize = 8;
+/// Matrices of up to so many rows have a work-group for each: 16 at a time they would be too few for a device.
+const FEW_ROWS: usize = 64;
 
 /// A matrix of floats that is lent to a device.
 #[derive(Clone, Debug)]
@@ -106,6 +109,26 @@ pub struct FloatExperts<'scope> {
 }
 
 impl<'scope> FloatExperts<'scope> {
+    /// Gate (0), up (1) or down (2) matrices that a cache has on the device; only those it was asked for.
+    ///
+    /// # Errors
+    /// When the encoding is none of f32, f16 and bf16.
+    ///
+    /// # Panics
+    /// When the cache's matrices are smaller.
+    pub fn resident(
+        scope: &Scope<'_, '_>,
+        (dtype, rows, cols): (DType, usize, usize),
+        experts: &HeldExperts<'scope>,
+        matrix: usize,
+    ) -> Result<Self> {
+        let kind = kind_of(dtype, scope)?;
+        let expected = matrix_bytes(dtype, rows, cols);
+        assert!(expected <= experts.matrix_bytes(matrix), "bytes of {rows} x {cols} {dtype}");
+        let (bytes, starts) = experts.places(matrix);
+        Ok(Self { kind, rows, cols, bytes, starts })
+    }
+
     /// Matrices at their starts within `bytes`.
     ///
     /// # Errors
@@ -162,7 +185,7 @@ pub fn matmul_experts_rows(
     let expected = if input == ExpertInput::OfTokens { tokens } else { count };
     assert_eq!(x.len(), expected * cols, "activations of experts");
     assert_eq!(starts.len(), uses.n_experts(), "experts");
-    assert_eq!(out.len(), count * rows, "output of {count} uses");
+    assert_eq!(out.len(), uses.results.len() * rows, "output of {:?}", uses.results);
     // A token uses an expert once, so no expert has more uses than there are tokens.
     let group_tokens = tokens.next_power_of_two().min(TOKENS);
     let defines = [("KIND", kind), ("TOKENS", group_tokens)];
@@ -184,6 +207,9 @@ pub fn matmul_experts_rows(
                 (&uses.starts).into(),
                 (&uses.tokens).into(),
                 count.into(),
+                uses.wanted.into(),
+                uses.results.start.into(),
+                uses.results.len().into(),
                 x.into(),
                 out.into(),
                 flags.into(),
@@ -217,9 +243,11 @@ pub fn matmul_rows(
     let flags =
         HAS_BIAS * usize::from(bias.is_some()) + ADD_TO * usize::from(output == Output::Add);
     let defines = [("KIND", kind), ("TOKENS", group_tokens)];
-    let global = [rows.div_ceil(GROUP / LANES) * GROUP, tokens.div_ceil(group_tokens), 1];
-    let work =
-        Work { source: MATVEC_ROWS, name: "matvec_rows", defines: &defines, global, local: LOCAL };
+    let few = rows <= FEW_ROWS;
+    let (name, groups) =
+        if few { ("matvec_row", rows) } else { ("matvec_rows", rows.div_ceil(GROUP / LANES)) };
+    let global = [groups * GROUP, tokens.div_ceil(group_tokens), 1];
+    let work = Work { source: MATVEC_ROWS, name, defines: &defines, global, local: LOCAL };
     // Something must be passed for a bias that is not there; it is not read.
     let bias = bias.map_or_else(|| x.into(), Into::into);
     // SAFETY: the matrix is of `rows x cols` as the kernel is told; the others have been checked against it.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use tandem_gpu::ops::{self, ExpertInput, ExpertWeights, Precision, QuantizedVec, UsesVec};
 use tandem_gpu::{
     CacheOptions, CacheStatistics, ExpertCache, ExpertId, ExpertMemory, ExpertShape, Gpu, MATRICES,
-    Prefetch, Sharing,
+    ModelBytes, Prefetch, Sharing,
 };
 use tandem_memory::{PackedLayout, PackedType};
 use tandem_testkit::Rng;
@@ -78,10 +78,10 @@ fn products_are_right_with_every_budget() {
         for kind in [PackedType::Q4_0, PackedType::Q8_0] {
             let model = Model::random(kind);
             for (part, buffers, prefetch) in [
-                (0.25, 1, Prefetch::Sequential),
-                (0.25, 2, Prefetch::Predict),
-                (0.5, 3, Prefetch::Predict),
-                (1.0, 2, Prefetch::Predict),
+                (0.25, 1, Some(Prefetch::Sequential)),
+                (0.25, 2, None),
+                (0.5, 3, Some(Prefetch::Predict)),
+                (1.0, 2, Some(Prefetch::Predict)),
             ] {
                 let options = CacheOptions {
                     staging_buffers: buffers,
@@ -118,16 +118,23 @@ fn check_passes(what: &str, gpu: &Gpu, model: &Model, kind: PackedType, cache: &
             uses.group(scope, &scope.vec(&on_gpu[step])?, &weights)?;
             let experts: Vec<usize> = chosen.iter().map(|&expert| expert as usize).collect();
             let load = |id, into: [&mut [u8]; MATRICES]| model.load(id, into);
-            cache.with_experts(scope, layer, &experts, load, |resident| {
-                for matrix in 0..2 {
-                    let weights = ExpertWeights::resident(layout, resident, matrix);
+            let mut held = cache.hold(scope, layer);
+            // What is there first, and then one by one what is not.
+            let (there, missing): (Vec<usize>, Vec<usize>) =
+                experts.iter().partition(|&&expert| cache.has(layer, expert));
+            for part in [&there[..]].into_iter().chain(missing.chunks(1)) {
+                held.take(part, load)?;
+                let uses = uses.of_experts(part).unwrap();
+                let products = [0, 1].map(|matrix| {
                     let first = (2 * step + matrix) * count;
-                    let out = out.slice_mut(first..first + count);
-                    let input = ExpertInput::OfTokens;
-                    ops::matmul_experts(scope, &weights, &uses, &x, input, &out)?;
-                }
-                cache.prefetch((layer + 1) % N_LAYERS, 3, load)
-            })?;
+                    let weights = ExpertWeights::resident(layout, &held, matrix);
+                    (weights, out.slice_mut(first..first + count))
+                });
+                let [(gate, to), (up, also)] = &products;
+                let products = [(gate, to), (up, also)];
+                ops::matmul_experts(scope, &products, &uses, &x, ExpertInput::OfTokens)?;
+            }
+            cache.prefetch((layer + 1) % N_LAYERS, 3, load)?;
         }
         Ok(())
     })
@@ -169,7 +176,7 @@ fn a_script_has_exact_statistics() {
             model.load(id, into);
         };
         let use_experts = |layer, experts: &[usize]| {
-            gpu.scope(|scope| cache.with_experts(scope, layer, experts, load, |_| Ok(()))).unwrap();
+            gpu.scope(|scope| cache.hold(scope, layer).take(experts, load)).unwrap();
         };
         let loads = || loaded.borrow_mut().drain(..).collect::<Vec<_>>();
 
@@ -206,10 +213,11 @@ fn what_cannot_be_is_refused() {
         let model = Model::random(PackedType::Q8_0);
         let shape = model.shape();
         let options = CacheOptions::with_budget(usize::MAX);
-        let memory = ExpertMemory::new(gpu, shape, options).unwrap();
-        let shared = gpu.memory().sharing() != Sharing::None;
-        assert_eq!(matches!(memory, ExpertMemory::InPlace), shared, "{what}");
-        let says = if shared { "no expert cache" } else { "expert cache: 32 of 32 experts" };
+        let memory = ExpertMemory::new(gpu, ModelBytes { dense: 1000, experts: shape }).unwrap();
+        let says = match gpu.memory().sharing() {
+            Sharing::None => "no expert cache: all experts fit",
+            _ => "no expert cache: the device reads experts where they are",
+        };
         assert!(memory.to_string().starts_with(says), "{what}: {memory}");
 
         let refused = |options| ExpertCache::new(gpu, shape, options).unwrap_err().to_string();
@@ -231,14 +239,14 @@ fn slots_in_use_are_not_given_away() {
         let all: Vec<usize> = (0..N_EXPERTS).collect();
         let error = gpu
             .scope(|scope| {
-                cache.with_experts(scope, 0, &all, load, |_| {
-                    cache.prefetch(1, 2, load)?;
-                    cache.with_experts(scope, 1, &[0], load, |_| Ok(()))
-                })
+                let mut held = cache.hold(scope, 0);
+                held.take(&all, load)?;
+                cache.prefetch(1, 2, load)?;
+                cache.hold(scope, 1).take(&[0], load)
             })
             .unwrap_err();
         assert!(error.to_string().ends_with("all of 8 slots are in use"), "{what}: {error}");
-        gpu.scope(|scope| cache.with_experts(scope, 1, &[0], load, |_| Ok(()))).unwrap();
+        gpu.scope(|scope| cache.hold(scope, 1).take(&[0], load)).unwrap();
         assert_eq!(cache.statistics().unwrap().prefetched, 0, "{what}");
     });
 }

@@ -203,6 +203,8 @@ fn every_use_is_multiplied_with_its_experts_matrix_and_summed() {
                     let mut uses = UsesVec::new(gpu, n_experts, tokens).unwrap();
                     let mut out = gpu.upload(&vec![f32::NAN; 2 * tokens * rows]).unwrap();
                     let mut sum = gpu.upload(&vec![0.5; tokens * rows]).unwrap();
+                    let uses_below = |e: u32| chosen.iter().filter(|&&chosen| chosen < e).count();
+                    let ends: Vec<usize> = (0..=16).map(uses_below).collect();
                     gpu.scope(|scope| {
                         let uses = uses.lend(scope, tokens)?;
                         uses.group(scope, &scope.vec(&c)?, &scope.vec(&w)?)?;
@@ -210,7 +212,18 @@ fn every_use_is_multiplied_with_its_experts_matrix_and_summed() {
                         let experts =
                             ExpertWeights::new(scope, layout, scope.vec(&store)?, &starts)?;
                         let out = scope.vec_mut(&mut out)?;
-                        ops::matmul_experts(scope, &experts, &uses, &quantized, input, &out)?;
+                        let products = [(&experts, &out)];
+                        // Some experts after the others are as good as all at once.
+                        for part in [[0, 3, 5, 15].to_vec(), (0..16).collect()] {
+                            let uses = uses.of_experts(&part).unwrap();
+                            ops::matmul_experts(scope, &products, &uses, &quantized, input)?;
+                        }
+                        // So are those of a run of experts in room of their own.
+                        let part: Vec<usize> = (4..11).collect();
+                        let of_part = ends[4]..ends[11];
+                        let room = out.slice_mut(of_part.start * rows..of_part.end * rows);
+                        let some = uses.of_experts(&part).unwrap().with_results(of_part);
+                        ops::matmul_experts(scope, &[(&experts, &room)], &some, &quantized, input)?;
                         uses.gather(scope, &out, rows, &scope.vec_mut(&mut sum)?)
                     })
                     .unwrap();

@@ -59,8 +59,12 @@ fn open(device: &Device, way: Way) -> Gpu {
         let target = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
         ProgramCache::in_folder(target.join("kernels"), 256 << 20)
     });
-    let options =
-        GpuOptions { path: Some(way.path), sharing: way.sharing, cache: Some(cache.clone()) };
+    let options = GpuOptions {
+        path: Some(way.path),
+        sharing: way.sharing,
+        cache: Some(cache.clone()),
+        ..GpuOptions::default()
+    };
     Gpu::open(device.clone(), options).expect("the device opens")
 }
 

@@ -5,13 +5,12 @@
 //! product with its scales, one for each block that is added, and those of 16 bits: in `dequantize`, which the oracle
 //! starts from, and where both halves are added.
 
-use half::f16;
 use tandem_formats::blocks;
-use tandem_gpu::ops::{self, Output, PackedWeights, Precision, QuantizedVec};
+use tandem_gpu::ops::{self, Dense, Output, PackedWeights, Precision, QuantizedVec};
 use tandem_gpu::{Gpu, GpuVec};
 use tandem_memory::{PackedLayout, PackedType};
-use tandem_testkit::Rng;
 use tandem_testkit::oracle::{assert_close, products};
+use tandem_testkit::{Rng, packed as inputs};
 
 use super::{numbers, on_every_gpu};
 
@@ -26,15 +25,10 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    /// Random bytes, so every quant occurs, and sane scales.
+    /// Every quant occurs, and scales are sane.
     pub(crate) fn random(rng: &mut Rng, kind: PackedType, rows: usize, cols: usize) -> Self {
-        let mut raw = vec![0; kind.dtype().bytes_for(cols).unwrap() * rows];
-        rng.fill(&mut raw);
-        for block in raw.chunks_exact_mut(kind.dtype().block_bytes()) {
-            let scale = f16::from_f32((2.0 * rng.uniform() - 1.0) * 0.05);
-            block[..2].copy_from_slice(&scale.to_le_bytes());
-        }
-        Self::of(kind, rows, cols, &raw)
+        let blocks = rows * cols / kind.dtype().block_len();
+        Self::of(kind, rows, cols, &inputs::random_blocks(rng, kind.dtype().block_bytes(), blocks))
     }
 
     fn of(kind: PackedType, rows: usize, cols: usize, raw: &[u8]) -> Self {
@@ -156,6 +150,57 @@ fn the_first_rows_are_a_matrix_of_their_own() {
     });
 }
 
+/// Matrices of one input in one launch: as many as q, k and v are, and more, of two kinds, with biases and without.
+#[test]
+fn several_matrices_of_one_input_are_what_each_of_them_is() {
+    on_every_gpu(|what, gpu| {
+        let mut rng = Rng::new(39);
+        let cols = 448;
+        let matrices: Vec<(Packed, Option<Vec<f32>>)> = [40, 17, 100, 16, 50]
+            .into_iter()
+            .enumerate()
+            .map(|(i, rows)| {
+                let bias = (i < 4).then(|| numbers(&mut rng, rows));
+                (Packed::random(&mut rng, KINDS[usize::from(i == 3)], rows, cols), bias)
+            })
+            .collect();
+        let weights: Vec<_> = matrices.iter().map(|(m, _)| gpu.upload(&m.bytes).unwrap()).collect();
+        let biases: Vec<_> =
+            matrices.iter().map(|(_, b)| b.as_ref().map(|b| gpu.upload(b).unwrap())).collect();
+        for tokens in [1, 5, 33] {
+            let x = gpu.upload(&numbers(&mut rng, tokens * cols)).unwrap();
+            let mut room = QuantizedVec::new(gpu, x.len(), Precision::Bits8).unwrap();
+            let rows = |m: &Packed| m.layout.rows();
+            let mut outs: Vec<_> = matrices
+                .iter()
+                .map(|(m, _)| gpu.upload(&vec![f32::NAN; tokens * rows(m)]).unwrap())
+                .collect();
+            gpu.scope(|scope| {
+                let x = room.fill(scope, &scope.vec(&x)?, cols, Precision::Bits8)?;
+                let mut lent = Vec::new();
+                for (i, out) in outs.iter_mut().enumerate() {
+                    let bytes = scope.vec(&weights[i])?;
+                    let weights = PackedWeights::new(matrices[i].0.layout, bytes);
+                    let bias = biases[i].as_ref().map(|bias| scope.vec(bias)).transpose()?;
+                    lent.push((weights, bias, scope.vec_mut(out)?));
+                }
+                let products: Vec<_> = lent
+                    .iter()
+                    .map(|(weights, bias, out)| Dense { weights, bias: bias.as_ref(), out })
+                    .collect();
+                ops::matmul_all(scope, &products, &x, Output::Replace)
+            })
+            .unwrap();
+            let seen = room.dequantize(gpu, tokens, cols, Precision::Bits8).unwrap();
+            for (i, ((m, bias), out)) in matrices.iter().zip(&outs).enumerate() {
+                let expected = products(&m.plain, bias.as_deref(), &seen, cols, 20.0, 65504.0);
+                let what = format!("{what}: matrix {i}, {tokens} tokens");
+                assert_close(&what, &gpu.read(out).unwrap(), &expected);
+            }
+        }
+    });
+}
+
 /// The largest and smallest quants, scales at the ends of f16, and activations that make every sum as large as it
 /// can be, so that whatever saturates does.
 #[test]
@@ -163,29 +208,13 @@ fn extreme_blocks() {
     on_every_gpu(|what, gpu| {
         let mut rng = Rng::new(33);
         let (rows, cols) = (20, 448);
-        let activations: [fn(usize, &mut Rng) -> f32; 8] = [
-            |_, _| 1.0,
-            |_, _| -1.0,
-            |col, _| if col % 2 == 0 { 1.0 } else { -1.0 },
-            |col, _| if col % 32 < 16 { 1.0 } else { -1.0 },
-            |_, rng| rng.uniform(),
-            |col, rng| if col < 64 { 0.0 } else { rng.normal() * 1e25 },
-            |_, rng| rng.normal() * 1e-30,
-            |_, rng| rng.normal() * 1e-38,
-        ];
-        let scales = [f16::MAX, f16::MIN, f16::MIN_POSITIVE_SUBNORMAL, f16::ZERO, f16::NEG_ZERO];
         for kind in KINDS {
-            // -8 and 0, 7 and -1, -128, 127, a mix of signs.
-            for fill in [[0x00; 2], [0xff; 2], [0x80; 2], [0x7f; 2], [0x80, 0x7f]] {
-                let block_bytes = kind.dtype().block_bytes();
-                let mut raw = vec![0; kind.dtype().bytes_for(cols).unwrap() * rows];
-                for (i, block) in raw.chunks_exact_mut(block_bytes).enumerate() {
-                    // 14 blocks a row: each row begins with another scale.
-                    block[..2].copy_from_slice(&scales[i % 5].to_le_bytes());
-                    block[2..].iter_mut().zip(fill.iter().cycle()).for_each(|(q, &fill)| *q = fill);
-                }
+            for quants in inputs::EXTREME_QUANTS {
+                // 14 blocks a row: each row begins with another scale.
+                let blocks = rows * cols / kind.dtype().block_len();
+                let raw = inputs::extreme_blocks(kind.dtype().block_bytes(), blocks, quants);
                 let weights = Packed::of(kind, rows, cols, &raw);
-                for activation in activations {
+                for activation in inputs::EXTREME_ACTIVATIONS {
                     for tokens in [1, 11] {
                         let x: Vec<f32> =
                             (0..tokens * cols).map(|i| activation(i % cols, &mut rng)).collect();
@@ -202,13 +231,7 @@ fn activations_keep_within_half_a_step() {
     on_every_gpu(|what, gpu| {
         let mut rng = Rng::new(36);
         let (tokens, cols) = (40, 64);
-        let mut x = numbers(&mut rng, tokens * cols);
-        for (i, block) in x.chunks_exact_mut(32).enumerate() {
-            let scale = [1.0, 1e-20, 1e20, 0.0][i % 4];
-            block.iter_mut().for_each(|x| *x *= scale);
-        }
-        // Ties, and both ends of the range.
-        x[..4].copy_from_slice(&[127.0, -127.0, 0.5, -1.5]);
+        let x = inputs::activations_to_quantize(&mut rng, tokens * cols);
         for (precision, steps) in PRECISIONS.into_iter().zip([127.0, 254.0 * 127.0]) {
             let mut room = QuantizedVec::new(gpu, x.len(), precision).unwrap();
             let input = gpu.upload(&x).unwrap();

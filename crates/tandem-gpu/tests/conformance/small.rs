@@ -1,6 +1,7 @@
 //! Operations on rows: normalisation, quantization.
 
-use tandem_gpu::{Gpu, ops};
+use tandem_gpu::Gpu;
+use tandem_gpu::ops::{self, Precision, QuantizedVec};
 use tandem_testkit::Rng;
 use tandem_testkit::oracle::{self, assert_close};
 
@@ -98,4 +99,86 @@ fn argmax_takes_the_lowest_of_equals_and_notices_nan() {
             assert_eq!(gpu.read(&out).unwrap(), expected, "{what}: {width}");
         }
     });
+}
+
+/// What one kernel does is what two do, one after the other: the same numbers, and 8 bits that stand for them as well.
+#[test]
+fn norms_and_silu_are_quantized_on_the_way() {
+    on_every_gpu(|what, gpu| {
+        let mut rng = Rng::new(24);
+        for width in [32, 448, 4096] {
+            for tokens in [1, 3] {
+                let what = format!("{what}: {tokens} x {width}");
+                let x: Vec<f32> =
+                    numbers(&mut rng, tokens * width).iter().map(|x| 3.0 + 2.0 * x).collect();
+                let (weight, bias) = (numbers(&mut rng, width), numbers(&mut rng, width));
+                let roundings = (width.div_ceil(256) + 8 + 24) as f64;
+                let expected = oracle::layer_norm(&x, &weight, &bias, 1e-5, roundings);
+                let (out, seen) = norm_quantized(gpu, &x, &weight, &bias, 1e-5);
+                assert_close(&what, &out, &expected);
+                check_quantized(&what, &out, &seen, 127.0);
+
+                let (gate, up) = (numbers(&mut rng, 2 * x.len()), numbers(&mut rng, 2 * x.len()));
+                for (precision, steps) in
+                    [(Precision::Bits8, 127.0), (Precision::Bits16, 254.0 * 127.0)]
+                {
+                    let (out, seen) = silu_quantized(gpu, &gate, &up, width, precision);
+                    assert_eq!(out, silu(gpu, &gate, &up), "{what}");
+                    check_quantized(&what, &out, &seen, steps);
+                }
+            }
+        }
+    });
+}
+
+/// 8 or 16 bits are off by half a step at most.
+fn check_quantized(what: &str, x: &[f32], seen: &[f32], steps: f32) {
+    assert_eq!(x.len(), seen.len(), "{what}");
+    for (x, seen) in x.chunks_exact(32).zip(seen.chunks_exact(32)) {
+        let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+        for (x, seen) in x.iter().zip(seen) {
+            assert!((x - seen).abs() <= largest / steps * 0.501, "{what}: {x} became {seen}");
+        }
+    }
+}
+
+fn norm_quantized(
+    gpu: &Gpu,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+) -> (Vec<f32>, Vec<f32>) {
+    let (width, tokens) = (weight.len(), x.len() / weight.len());
+    let [x_vec, weight, bias] = [x, weight, bias].map(|v| gpu.upload(v).unwrap());
+    let mut out = gpu.upload(&vec![f32::NAN; x.len()]).unwrap();
+    let mut room = QuantizedVec::new(gpu, x.len(), Precision::Bits8).unwrap();
+    gpu.scope(|scope| {
+        let (x, weight, bias) = (scope.vec(&x_vec)?, scope.vec(&weight)?, scope.vec(&bias)?);
+        let to = (&scope.vec_mut(&mut out)?, &room.lend(scope)?);
+        let quantized = ops::layer_norm_quantized(scope, &x, &weight, &bias, eps, to)?;
+        assert_eq!((quantized.tokens(), quantized.cols()), (tokens, width));
+        Ok(())
+    })
+    .unwrap();
+    let seen = room.dequantize(gpu, tokens, width, Precision::Bits8).unwrap();
+    (gpu.read(&out).unwrap(), seen)
+}
+
+fn silu_quantized(
+    gpu: &Gpu,
+    gate: &[f32],
+    up: &[f32],
+    cols: usize,
+    precision: Precision,
+) -> (Vec<f32>, Vec<f32>) {
+    let (mut out, up) = (gpu.upload(gate).unwrap(), gpu.upload(up).unwrap());
+    let mut room = QuantizedVec::new(gpu, gate.len(), precision).unwrap();
+    gpu.scope(|scope| {
+        let both = (&scope.vec_mut(&mut out)?, &scope.vec(&up)?);
+        ops::silu_mul_quantized(scope, both, cols, precision, &room.lend(scope)?).map(drop)
+    })
+    .unwrap();
+    let seen = room.dequantize(gpu, gate.len() / cols, cols, precision).unwrap();
+    (gpu.read(&out).unwrap(), seen)
 }

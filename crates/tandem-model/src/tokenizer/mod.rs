@@ -104,6 +104,14 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// The bytes that a token stands for in the middle of a text: part of a character, perhaps. For a special token,
+    /// those of its name.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.pieces.append(&self.token(id)?, false, &mut bytes);
+        Some(bytes)
+    }
+
     /// The id of a token, written as the vocabulary writes it.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

@@ -35,6 +35,7 @@ impl Default for MonitorParams {
 #[derive(Debug)]
 pub struct Monitor {
     watch: Arc<Mutex<Watch>>,
+    params: MonitorParams,
     _ticker: Ticker,
 }
 
@@ -71,7 +72,12 @@ impl Monitor {
             watch.look();
             watch.report(&recorder);
         })?;
-        Ok(Self { watch, _ticker: ticker })
+        Ok(Self { watch, params, _ticker: ticker })
+    }
+
+    /// What it was started with.
+    pub fn params(&self) -> MonitorParams {
+        self.params
     }
 
     /// Use of the memory over the moving window.

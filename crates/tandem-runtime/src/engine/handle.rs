@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use crate::error::{Result, RuntimeError};
+use crate::sampling::TokenLogprobs;
 use crate::text::{Generated, Request};
 
 /// What happens to a text.
@@ -15,6 +16,8 @@ pub enum Event {
     Tokens {
         /// Ids that were chosen.
         ids: Vec<u32>,
+        /// What the model made of each of them, where that was asked for.
+        logprobs: Vec<TokenLogprobs>,
         /// The text that they complete: it may lag behind, where a character or what may be a stop string is not complete.
         text: String,
     },
@@ -24,11 +27,28 @@ pub enum Event {
     Failed(Arc<RuntimeError>),
 }
 
+/// Ends a text: when asked to, or when it is dropped.
+#[derive(Debug)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Ends the text soon, with [`FinishReason::Cancelled`](crate::FinishReason::Cancelled).
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
 /// A text that was asked for. When it is dropped, the text ends.
 #[derive(Debug)]
 pub struct Handle {
     events: Receiver<Event>,
-    cancelled: Arc<AtomicBool>,
+    cancel: Cancel,
 }
 
 impl Handle {
@@ -51,7 +71,7 @@ impl Handle {
 
     /// Ends the text soon, with [`FinishReason::Cancelled`](crate::FinishReason::Cancelled).
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+        self.cancel.cancel();
     }
 
     /// Waits for the end.
@@ -70,29 +90,27 @@ impl Handle {
     }
 }
 
-impl Drop for Handle {
-    fn drop(&mut self) {
-        self.cancel();
-    }
-}
-
 /// The engine's end.
 pub(super) struct Job {
     pub(super) prompt: Vec<u32>,
+    /// How many tokens at the prompt's end are the answer's beginning.
+    pub(super) written: usize,
     pub(super) request: Request,
     pub(super) reply: Reply,
 }
 
+/// Who hears of a text's events.
+pub(super) type Listener = Box<dyn FnMut(Event) + Send>;
+
 /// Where a text's events go.
 pub(super) struct Reply {
-    events: Sender<Event>,
+    listener: Listener,
     cancelled: Arc<AtomicBool>,
 }
 
 impl Reply {
-    pub(super) fn send(&self, event: Event) {
-        // Nobody listens any more: then the text has been cancelled too.
-        let _ = self.events.send(event);
+    pub(super) fn send(&mut self, event: Event) {
+        (self.listener)(event);
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
@@ -105,9 +123,23 @@ impl Reply {
     }
 }
 
+/// Both ends of a text whose events wait until somebody takes them.
 pub(super) fn channel(prompt: Vec<u32>, request: Request) -> (Handle, Job) {
     let (sender, events) = std::sync::mpsc::channel();
+    let (cancel, job) = told(prompt, request, move |event| {
+        // Nobody listens any more: then the text has been cancelled too.
+        let _ = sender.send(event);
+    });
+    (Handle { events, cancel }, job)
+}
+
+/// A text whose events a listener hears of.
+pub(super) fn told(
+    prompt: Vec<u32>,
+    request: Request,
+    listener: impl FnMut(Event) + Send + 'static,
+) -> (Cancel, Job) {
     let cancelled = Arc::new(AtomicBool::new(false));
-    let reply = Reply { events: sender, cancelled: Arc::clone(&cancelled) };
-    (Handle { events, cancelled }, Job { prompt, request, reply })
+    let reply = Reply { listener: Box::new(listener), cancelled: Arc::clone(&cancelled) };
+    (Cancel(cancelled), Job { prompt, written: 0, request, reply })
 }

@@ -10,25 +10,38 @@
 //! they run out, those of ended texts are given up, and then the text that began last is interrupted, and goes on when
 //! others have ended.
 
+mod control;
+mod describe;
 mod handle;
 mod pages;
 mod prefix;
 mod queue;
 mod rounds;
+mod status;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use tandem_memory::{KvPool, KvType, PAGE_TOKENS};
+use tandem_model::PhimoeConfig;
 use tandem_model::tokenizer::Tokenizer;
 
+use crate::calibrate::Choices;
 use crate::error::{Result, RuntimeError};
 use crate::executor::{Executor, check_ids};
+use crate::instrumentation::Instrumentation;
+use crate::partition::{Partition, Wanted};
+use crate::policy::PolicyKind;
 use crate::sampling::Sampler;
 use crate::text::{Request, check_prompt};
-pub use handle::{Event, Handle};
+use control::Steering;
+pub use describe::{DeviceDescription, StepDescription};
+use handle::Job;
+pub use handle::{Cancel, Event, Handle};
 use queue::Queue;
 use rounds::Rounds;
+use status::Status;
+pub use status::Throughput;
 
 /// Bytes of all texts' KV pages, at most, where neither their number nor a single text's length ask for more.
 const DEFAULT_KV_BYTES: usize = 4 << 30;
@@ -62,13 +75,32 @@ pub struct EngineLoad {
     pub waiting: usize,
 }
 
+/// What an engine is watched by, and what decides where it computes.
+#[derive(Clone, Default)]
+pub struct EngineSetup {
+    /// What watches its passes, and holds them back.
+    pub instrumentation: Option<Arc<Instrumentation>>,
+    /// What the executor is to follow; without it, its plans are taken as they are.
+    pub partition: Option<Partition>,
+    /// What calibration chose, where the partition asks for it.
+    pub choices: Option<Choices>,
+    /// What decides while it runs.
+    pub policy: PolicyKind,
+    /// The CPU's name.
+    pub cpu_name: Option<String>,
+}
+
 /// Reads and writes several texts at a time. When it is dropped, all of them end.
 pub struct Engine {
     queue: Arc<Queue>,
+    status: Arc<Status>,
     options: EngineOptions,
     pool: KvPool,
-    vocab_size: usize,
-    thread: Option<JoinHandle<()>>,
+    config: PhimoeConfig,
+    devices: Vec<DeviceDescription>,
+    instrumentation: Option<Arc<Instrumentation>>,
+    steering: Mutex<Steering>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Engine {
@@ -82,6 +114,19 @@ impl Engine {
         tokenizer: Arc<Tokenizer>,
         options: EngineOptions,
     ) -> Result<Self> {
+        Self::start_with(executor, tokenizer, options, EngineSetup::default())
+    }
+
+    /// As [`Self::start`], watched and steered.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(
+        mut executor: Executor,
+        tokenizer: Arc<Tokenizer>,
+        options: EngineOptions,
+        setup: EngineSetup,
+    ) -> Result<Self> {
         let check = |ok: bool, name, expected, found: usize| match ok {
             true => Ok(()),
             false => Err(RuntimeError::Parameter { name, expected, found: found as f32 }),
@@ -94,14 +139,37 @@ impl Engine {
         let kv_tokens = kv_tokens.unwrap_or_else(|| default_kv_tokens(&executor, options));
         check(kv_tokens > 0, "kv_tokens", "1 or more", kv_tokens)?;
         let pool = executor.kv_pool(kv_tokens, options.kv_type)?;
-        let (queue, vocab_size) =
-            (Arc::new(Queue::default()), executor.model().config().vocab_size);
-        let (shared, of_texts) = (Arc::clone(&queue), pool.clone());
+        let EngineSetup { instrumentation, partition, choices, policy, cpu_name } = setup;
+        if let Some(instrumentation) = &instrumentation {
+            executor.set_instruments(instrumentation.instruments());
+        }
+        if let Some(partition) = &partition {
+            executor.direct(partition, choices.as_ref(), policy, instrumentation.clone());
+        }
+        let recorder = executor.instruments().recorder().clone();
+        let (queue, status) = (Arc::new(Queue::new(recorder)), Arc::new(Status::default()));
+        let config = executor.model().config().clone();
+        let devices = describe::devices(&executor, cpu_name);
+        let shared = (Arc::clone(&queue), Arc::clone(&status), pool.clone());
         let thread = std::thread::Builder::new()
             .name("tandem-engine".into())
-            .spawn(move || Rounds::new(executor, &tokenizer, &shared, options, &of_texts).run())
+            .spawn(move || {
+                let (queue, status, pool) = shared;
+                Rounds::new(executor, &tokenizer, (&queue, &status), options, &pool).run();
+            })
             .map_err(|source| RuntimeError::Threads { threads: 1, source })?;
-        Ok(Self { queue, options, pool, vocab_size, thread: Some(thread) })
+        let partition = partition.unwrap_or_else(|| Partition::everything(Wanted::Cpu));
+        Ok(Self {
+            queue,
+            status,
+            options,
+            pool,
+            config,
+            devices,
+            instrumentation,
+            steering: Mutex::new(Steering { partition, choices, policy }),
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// Has `prompt` continued. Nothing is guessed ahead, whatever [`Request::lookup`] says: the tokens of other texts share
@@ -111,18 +179,66 @@ impl Engine {
     /// Where the prompt is empty, too long or not of this vocabulary, a parameter is out of range, as many texts wait
     /// as may, or the engine has stopped.
     pub fn submit(&self, prompt: Vec<u32>, request: Request) -> Result<Handle> {
-        check_prompt(&prompt, self.options.context.min(self.pool.tokens()))?;
-        check_ids(&prompt, self.vocab_size)?;
-        // Only to see whether it can be made.
-        Sampler::new(request.sampling.clone())?;
-        let (handle, job) = handle::channel(prompt, Request { lookup: 0, ..request });
-        self.queue.push(job, self.options.max_waiting)?;
+        let (handle, job) = handle::channel(prompt, request);
+        self.push(job)?;
         Ok(handle)
+    }
+
+    /// As [`Self::submit`], for those who would rather be told than wait: the engine's thread calls `listener` with every
+    /// event, and drops it after the last one. It should return at once.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn submit_to(
+        &self,
+        prompt: Vec<u32>,
+        request: Request,
+        listener: impl FnMut(Event) + Send + 'static,
+    ) -> Result<Cancel> {
+        let (cancel, job) = handle::told(prompt, request, listener);
+        self.push(job)?;
+        Ok(cancel)
+    }
+
+    /// As [`Self::submit_to`], for a text that another has begun: so many tokens at the prompt's end are the answer's
+    /// beginning. What the listener hears comes after them.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn resume_to(
+        &self,
+        prompt: Vec<u32>,
+        written: usize,
+        request: Request,
+        listener: impl FnMut(Event) + Send + 'static,
+    ) -> Result<Cancel> {
+        let (cancel, job) = handle::told(prompt, request, listener);
+        self.push(Job { written, ..job })?;
+        Ok(cancel)
+    }
+
+    fn push(&self, job: Job) -> Result<()> {
+        check_prompt(&job.prompt, self.options.context.min(self.pool.tokens()))?;
+        check_ids(&job.prompt, self.config.vocab_size)?;
+        // Only to see whether it can be made.
+        Sampler::new(job.request.sampling.clone())?;
+        let request = Request { lookup: 0, ..job.request };
+        self.queue.push(Job { request, ..job }, self.options.max_waiting)
     }
 
     /// The pages of all texts.
     pub fn kv_pool(&self) -> &KvPool {
         &self.pool
+    }
+
+    /// The model's dimensions.
+    pub fn config(&self) -> &PhimoeConfig {
+        &self.config
+    }
+
+    /// Whether the engine takes texts.
+    pub fn is_running(&self) -> bool {
+        self.queue.is_open()
     }
 
     /// How busy the engine is.
@@ -141,10 +257,7 @@ fn default_kv_tokens(executor: &Executor, options: EngineOptions) -> usize {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.queue.close();
-        if let Some(thread) = self.thread.take() {
-            // If it panicked, that has been printed, and whoever waited for texts knows that they ended.
-            let _ = thread.join();
-        }
+        // Nobody is there to be told what went wrong with a file.
+        let _ = self.shutdown(false);
     }
 }

@@ -1,4 +1,5 @@
-//! Texts that wait for their turn: first come, first served.
+//! What waits for the engine's thread: texts for their turn, first come, first served, and tasks for the next moment
+//! between two rounds.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -6,21 +7,51 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use super::EngineLoad;
 use super::handle::Job;
 use crate::error::{Result, RuntimeError};
+use crate::executor::Executor;
+use crate::telemetry::Recorder;
 
 #[derive(Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
+    recorder: Recorder,
+}
+
+/// What is done with the executor between two rounds.
+pub(super) type Task = Box<dyn FnOnce(&mut Executor) + Send>;
+
+/// What comes before a round.
+#[derive(Default)]
+pub(super) struct Due {
+    pub(super) tasks: Vec<Task>,
+    /// Texts that are to begin.
+    pub(super) begin: Vec<Job>,
 }
 
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Job>,
+    tasks: Vec<Task>,
     running: usize,
-    closed: bool,
+    doors: Doors,
+}
+
+/// Who may come, and who may stay.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Doors {
+    #[default]
+    Open,
+    /// Nobody may come; those that run may stay to their end.
+    Closing,
+    Closed,
 }
 
 impl Queue {
+    /// One whose depth is recorded.
+    pub(super) fn new(recorder: Recorder) -> Self {
+        Self { recorder, ..Self::default() }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -28,7 +59,7 @@ impl Queue {
     /// Puts a text behind the others that wait, of which there may be so many with it.
     pub(super) fn push(&self, job: Job, most: usize) -> Result<()> {
         let mut state = self.state();
-        if state.closed {
+        if state.doors != Doors::Open {
             return Err(RuntimeError::EngineStopped);
         }
         let waiting = state.waiting();
@@ -36,27 +67,42 @@ impl Queue {
             return Err(RuntimeError::QueueFull { waiting, running: state.running });
         }
         state.waiting.push_back(job);
+        self.recorder.queue_depth(waiting + 1);
         self.changed.notify_one();
         Ok(())
     }
 
-    /// The texts that are to begin, where `running` are not at their end and `most` may be at a time, up to the first that
-    /// does not `fit` beside the others. Waits for one where there is nothing else to do; answers `None` when the queue is
-    /// closed.
+    /// Has something done between two rounds, after what was asked for before.
+    pub(super) fn push_task(&self, task: Task) -> Result<()> {
+        let mut state = self.state();
+        if state.doors == Doors::Closed {
+            return Err(RuntimeError::EngineStopped);
+        }
+        state.tasks.push(task);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// What is due before the next round, where `running` texts are not at their end and `most` may be at a time: of those
+    /// that are to begin, up to the first that does not `fit` beside the others. Waits for something where there is nothing
+    /// else to do; answers `None` when the queue is closed.
     pub(super) fn take(
         &self,
         running: usize,
         most: usize,
         fits: &mut dyn FnMut(&Job) -> bool,
-    ) -> Option<Vec<Job>> {
+    ) -> Option<Due> {
         let mut state = self.state();
         state.running = running;
-        while running == 0 && state.waiting.is_empty() && !state.closed {
+        while running == 0 && state.is_idle() {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        if state.closed {
+        let over = state.doors == Doors::Closing && running == 0 && state.tasks.is_empty();
+        if state.doors == Doors::Closed || over {
             return None;
         }
+        let tasks = std::mem::take(&mut state.tasks);
+        let depth = state.waiting.len();
         // Those that were cancelled take no place.
         let (mut begin, mut wait) = (Vec::new(), VecDeque::new());
         for job in std::mem::take(&mut state.waiting) {
@@ -71,15 +117,27 @@ impl Queue {
             }
         }
         state.waiting = wait;
-        Some(begin)
+        if state.waiting.len() != depth {
+            self.recorder.queue_depth(state.waiting());
+        }
+        Some(Due { tasks, begin })
     }
 
-    /// Takes no more texts, and drops those that wait.
-    pub(super) fn close(&self) {
+    /// Takes no more texts, and drops those that wait; those that run may go on to their end where that is wanted.
+    pub(super) fn close(&self, finish_running: bool) {
         let mut state = self.state();
-        state.closed = true;
+        let doors = if finish_running { Doors::Closing } else { Doors::Closed };
+        state.doors = state.doors.max(doors);
         state.waiting.clear();
+        if !finish_running {
+            state.tasks.clear();
+        }
+        self.recorder.queue_depth(0);
         self.changed.notify_one();
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.state().doors == Doors::Open
     }
 
     pub(super) fn load(&self) -> EngineLoad {
@@ -89,6 +147,10 @@ impl Queue {
 }
 
 impl State {
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.tasks.is_empty() && self.doors == Doors::Open
+    }
+
     /// How many texts wait that have not been cancelled.
     fn waiting(&self) -> usize {
         self.waiting.iter().filter(|job| !job.reply.is_cancelled()).count()
@@ -103,19 +165,12 @@ mod tests {
     use crate::text::Request;
 
     fn job(number: u32) -> (Handle, Job) {
-        let request = Request {
-            max_tokens: None,
-            sampling: SamplingParams::GREEDY,
-            stop_ids: vec![],
-            stop_strings: vec![],
-            lookup: 0,
-            continues_prompt: false,
-        };
+        let request = Request::new(SamplingParams::GREEDY, vec![]);
         channel(vec![number], request)
     }
 
-    fn numbers(jobs: Option<Vec<Job>>) -> Vec<u32> {
-        jobs.unwrap().iter().map(|job| job.prompt[0]).collect()
+    fn numbers(due: Option<Due>) -> Vec<u32> {
+        due.unwrap().begin.iter().map(|job| job.prompt[0]).collect()
     }
 
     #[test]
@@ -137,7 +192,7 @@ mod tests {
         // One that does not fit keeps those behind it waiting.
         assert!(numbers(queue.take(1, 5, &mut |job| job.prompt[0] != 3)).is_empty());
         assert_eq!(numbers(queue.take(0, 5, &mut |_| true)), [3, 5]);
-        queue.close();
+        queue.close(false);
         assert!(queue.take(0, 5, &mut |_| true).is_none());
         let late = queue.push(job(9).1, 3).unwrap_err();
         assert_eq!(late.to_string(), "the engine has stopped");

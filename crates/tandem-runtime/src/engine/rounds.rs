@@ -12,7 +12,8 @@ use tandem_model::tokenizer::Tokenizer;
 use super::EngineOptions;
 use super::handle::{Event, Job, Reply};
 use super::pages::Pages;
-use super::queue::Queue;
+use super::queue::{Due, Queue};
+use super::status::Status;
 use crate::error::{Result, RuntimeError};
 use crate::executor::Executor;
 use crate::text::{Context, Generated, Generation, Step, Turn, advance, common};
@@ -21,6 +22,7 @@ pub(super) struct Rounds<'a> {
     executor: Executor,
     tokenizer: &'a Tokenizer,
     queue: &'a Queue,
+    status: &'a Status,
     options: EngineOptions,
     pages: Pages,
     /// Those whose prompts are being read come in the order of their turns.
@@ -49,7 +51,7 @@ struct Running<'a> {
 impl Drop for Rounds<'_> {
     /// Also when something panics: nobody shall wait for a thread that is no more.
     fn drop(&mut self) {
-        self.queue.close();
+        self.queue.close(false);
     }
 }
 
@@ -57,26 +59,28 @@ impl<'a> Rounds<'a> {
     pub(super) fn new(
         executor: Executor,
         tokenizer: &'a Tokenizer,
-        queue: &'a Queue,
+        (queue, status): (&'a Queue, &'a Status),
         options: EngineOptions,
         pool: &KvPool,
     ) -> Self {
         let pages = Pages::new(pool, options.context);
         let (running, paused) = (Vec::new(), VecDeque::new());
-        Self { executor, tokenizer, queue, options, pages, running, paused, begun: 0 }
+        Self { executor, tokenizer, queue, status, options, pages, running, paused, begun: 0 }
     }
 
     /// Goes on until the queue is closed.
     pub(super) fn run(mut self) {
-        while let Some(jobs) = self.take() {
-            jobs.into_iter().for_each(|job| self.begin(job));
+        while let Some(due) = self.take() {
+            due.tasks.into_iter().for_each(|task| task(&mut self.executor));
+            due.begin.into_iter().for_each(|job| self.begin(job));
             self.round();
+            self.status.look(&self.executor);
         }
     }
 
     /// The texts that are to begin: as many as there are pages for, first come, first served. None does before those that
     /// were interrupted.
-    fn take(&mut self) -> Option<Vec<Job>> {
+    fn take(&mut self) -> Option<Due> {
         let busy = self.running.len() + self.paused.len();
         let (mut left, mut alone) = (self.unpromised(), busy == 0);
         let (pages, blocked) = (&mut self.pages, !self.paused.is_empty());
@@ -101,7 +105,7 @@ impl<'a> Rounds<'a> {
     }
 
     fn begin(&mut self, job: Job) {
-        let Job { prompt, request, reply } = job;
+        let Job { prompt, written, request, mut reply } = job;
         if reply.is_cancelled() {
             return reply.send(Event::Finished(Generated::unread(prompt.len())));
         }
@@ -114,7 +118,9 @@ impl<'a> Rounds<'a> {
         let found = self.pages.find(known);
         let begun = self.pages.context(found, known).and_then(|mut context| {
             let listener = Box::new(listener);
-            let text = Generation::new(&mut context, self.tokenizer, prompt, &request, listener)?;
+            let tokenizer = self.tokenizer;
+            let text =
+                Generation::resuming(&mut context, tokenizer, prompt, written, &request, listener)?;
             Ok((text, context))
         });
         match begun {
@@ -139,7 +145,11 @@ impl<'a> Rounds<'a> {
             .running
             .iter_mut()
             .filter_map(|Running { text, context, step, number, .. }| {
-                step.take().map(|step| (*number, Turn { text, context, step }))
+                let step = step.take()?;
+                if text.is_reading() {
+                    self.status.read(step.len());
+                }
+                Some((*number, Turn { text, context, step }))
             })
             .unzip();
         let results = match advance(&mut self.executor, self.tokenizer, turns) {
@@ -211,10 +221,11 @@ impl<'a> Rounds<'a> {
     fn choose_steps(&mut self, waits: &[bool]) {
         let is_read = |Running { text, context, .. }: &Running<'_>| text.is_read(context);
         let written = self.running.iter().filter(|running| !is_read(running)).count();
-        let batch = self.executor.batch();
+        self.executor.set_waiting(self.queue.load().waiting);
+        let (batch, limit) = (self.executor.batch(), self.executor.pass_limit());
         let mut room = match written {
-            0 => batch,
-            _ => self.options.prefill_chunk.min(batch - written),
+            0 => limit,
+            _ => self.options.prefill_chunk.min(batch - written).min(limit),
         };
         for (running, &waits) in self.running.iter_mut().zip(waits) {
             let reads = is_read(running);
@@ -279,6 +290,8 @@ impl<'a> Rounds<'a> {
     /// Tells what came of a round: `results` are those of the texts that went through it. Those that have been read for
     /// a while go behind the others.
     fn settle(&mut self, results: Vec<(usize, Result<(), Arc<RuntimeError>>)>) {
+        let written: usize = self.running.iter().map(Running::untold).sum();
+        self.status.written(written);
         let mut results = results.into_iter().peekable();
         let mut later = Vec::new();
         for mut running in std::mem::take(&mut self.running) {
@@ -316,13 +329,19 @@ impl<'a> Rounds<'a> {
 }
 
 impl Running<'_> {
+    /// Tokens that have been written and not told.
+    fn untold(&self) -> usize {
+        self.text.ids().len() - self.told.0
+    }
+
     /// Tells what is new of the answer.
     fn tell(&mut self) {
         let (ids, text) = (self.text.ids(), self.text.text());
         let (ids_told, bytes_told) = std::mem::replace(&mut self.told, (ids.len(), text.len()));
         if (ids_told, bytes_told) != self.told {
+            let logprobs = self.text.logprobs().get(ids_told..).unwrap_or_default().to_vec();
             let (ids, text) = (ids[ids_told..].to_vec(), text[bytes_told..].to_owned());
-            self.reply.send(Event::Tokens { ids, text });
+            self.reply.send(Event::Tokens { ids, logprobs, text });
         }
     }
 }

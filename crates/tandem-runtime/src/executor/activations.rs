@@ -1,7 +1,7 @@
 //! What goes from operation to operation: the activations of one batch, in memory that every device can use.
 
 use std::fmt;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 use tandem_gpu::{Gpu, GpuVec, Region, RegionMut, Scope};
@@ -9,7 +9,9 @@ use tandem_memory::{AlignedBuffer, AllocError, Allocator, Element};
 use tandem_model::PhimoeConfig;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 
+use super::igpu::Igpu;
 use crate::experts::ExpertUses;
+use crate::plan::Step;
 use crate::profile::Operation as Op;
 
 /// Where activations come from.
@@ -153,7 +155,7 @@ pub(super) struct Activations {
     pub(super) mixed: Activation<f32>,
     /// Router logits, `tokens x experts`.
     pub(super) router: Activation<f32>,
-    /// The experts of each token, `tokens x 2`.
+    /// The experts of each token, `layers x tokens x 2`: all layers' are there at the end, for those who count them.
     pub(super) chosen: Activation<u32>,
     /// Their weights.
     pub(super) chosen_weights: Activation<f32>,
@@ -198,8 +200,28 @@ impl Activations {
         }
         self.ids.resize(memory, tokens)?;
         self.best.resize(memory, wanted)?;
-        self.chosen.resize(memory, uses)?;
+        self.chosen.resize(memory, c.n_layers * uses)?;
         self.uses.resize(memory, tokens, c.n_experts)
+    }
+
+    /// The experts that the batch uses, where steps that compute them on a GPU must know.
+    pub(super) fn used_experts(
+        &mut self,
+        igpu: &Igpu,
+        steps: &[Step],
+    ) -> tandem_gpu::Result<Vec<usize>> {
+        let of_experts = |step: &Step| matches!(step.operation, Op::ExpertFfnW1 | Op::ExpertFfnW2);
+        if igpu.expert_memory().cache().is_none() || !steps.iter().any(of_experts) {
+            return Ok(Vec::new());
+        }
+        self.uses.starts.download(igpu.gpu())?;
+        Ok(self.uses.experts().map(|(expert, _)| usize::from(expert)).collect())
+    }
+
+    /// Where a layer's experts are in [`Self::chosen`].
+    pub(super) fn choices(&self, layer: usize) -> Range<usize> {
+        let uses = self.chosen_weights.len();
+        layer * uses..(layer + 1) * uses
     }
 
     /// Brings everything that the CPU has changed to a GPU with memory of its own.
@@ -249,6 +271,25 @@ impl Activations {
             Op::ExpertFfnW1 | Op::ExpertFfnW2 | Op::ExpertGather => self.uses.download(gpu),
             _ => Ok(()),
         }
+    }
+
+    /// Brings what an operation has written back from such a GPU.
+    pub(super) fn download_output(&mut self, gpu: &Gpu, of: Op) -> tandem_gpu::Result<()> {
+        let written: &mut [&mut Activation<f32>] = match of {
+            Op::Embedding | Op::AttentionOutputProj | Op::ExpertGather => &mut [&mut self.x],
+            Op::AttentionLayernorm | Op::MoeLayernorm | Op::FinalLayernorm => {
+                &mut [&mut self.normed]
+            }
+            Op::AttentionQkvProj => &mut [&mut self.q, &mut self.k, &mut self.v],
+            Op::AttentionCompute => &mut [&mut self.mixed],
+            Op::RouterLogits => &mut [&mut self.router],
+            Op::ExpertDispatch => return self.uses.download(gpu),
+            Op::ExpertFfnW1 => &mut [&mut self.gate, &mut self.up],
+            Op::ExpertFfnActivation => &mut [&mut self.gate],
+            Op::ExpertFfnW2 => &mut [&mut self.down],
+            Op::ExpertSelection | Op::LmHead => return self.download_results(gpu, of),
+        };
+        written.iter_mut().try_for_each(|activation| activation.download(gpu))
     }
 
     /// Brings what others than operations look at back from such a GPU: choices of experts, and logits.

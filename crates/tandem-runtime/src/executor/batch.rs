@@ -26,6 +26,8 @@ pub(super) struct Batch {
     pub(super) parts: Vec<Part>,
     /// Runs of tokens whose logits are wanted.
     wanted: Vec<Range<usize>>,
+    /// Bytes of a token's keys and values, over all layers.
+    kv_bytes_per_token: usize,
 }
 
 /// Tokens of one sequence.
@@ -58,7 +60,9 @@ impl Batch {
     /// # Errors
     /// Where tokens do not fit their cache, there are no pages for them, or ids do not fit the vocabulary.
     pub(super) fn new(segments: &mut [Segment<'_>], vocab_size: usize) -> Result<Self> {
-        let mut batch = Self { ids: Vec::new(), parts: Vec::new(), wanted: Vec::new() };
+        let kv_bytes_per_token = segments.first().map_or(0, |first| first.kv.bytes_per_token());
+        let (ids, parts, wanted) = (Vec::new(), Vec::new(), Vec::new());
+        let mut batch = Self { ids, parts, wanted, kv_bytes_per_token };
         for Segment { ids, kv, wanted } in segments {
             check_ids(ids, vocab_size)?;
             let (first, start) = (batch.ids.len(), kv.len());
@@ -106,13 +110,43 @@ impl Batch {
         .fold(0, usize::max)
     }
 
-    /// Bytes of keys and values that a layer's attention reads, and its arithmetic. `kv` is any of the caches.
-    pub(super) fn attention_cost(&self, config: &PhimoeConfig, kv: &KvCache) -> (usize, usize) {
+    /// Two halves, and which of the sequences each has: where one is cut, both have it.
+    pub(super) fn halves(&self) -> [(Self, Range<usize>); 2] {
+        let middle = self.ids.len().div_ceil(2);
+        [0..middle, middle..self.ids.len()].map(|tokens| {
+            let common = |part: &Range<usize>| {
+                let (start, end) = (part.start.max(tokens.start), part.end.min(tokens.end));
+                start.saturating_sub(tokens.start)..end.saturating_sub(tokens.start)
+            };
+            let is_here = |part: &Part| !common(&part.tokens).is_empty();
+            let first = self.parts.iter().position(is_here).unwrap_or(0);
+            let parts: Vec<Part> = self.parts[first..]
+                .iter()
+                .take_while(|part| is_here(part))
+                .map(|part| {
+                    let before = tokens.start.saturating_sub(part.tokens.start);
+                    Part { tokens: common(&part.tokens), start: part.start + before }
+                })
+                .collect();
+            let wanted = self.wanted.iter().map(common).filter(|range| !range.is_empty());
+            let sequences = first..first + parts.len();
+            let half = Self {
+                ids: self.ids[tokens.clone()].to_vec(),
+                wanted: wanted.collect(),
+                parts,
+                kv_bytes_per_token: self.kv_bytes_per_token,
+            };
+            (half, sequences)
+        })
+    }
+
+    /// Bytes of keys and values that a layer's attention reads, and its arithmetic.
+    pub(super) fn attention_cost(&self, config: &PhimoeConfig) -> (usize, usize) {
         let window = config.sliding_window.unwrap_or(usize::MAX);
         let read: usize = self.parts.iter().map(|part| part.end().min(window)).sum();
         let positions = self.parts.iter().flat_map(|part| part.start..part.end());
         let visible: usize = positions.map(|i| (i + 1).min(window)).sum();
-        (read * kv.bytes_per_token() / config.n_layers, 2 * 2 * config.q_dim() * visible)
+        (read * self.kv_bytes_per_token / config.n_layers, 2 * 2 * config.q_dim() * visible)
     }
 }
 

@@ -8,36 +8,47 @@
 //! writes lies in [`activations`]; `cpu/` has the operations as the CPU computes them.
 
 mod activations;
+mod attempt;
 mod batch;
 mod both;
 mod cpu;
+mod directing;
+mod fallback;
 mod igpu;
+mod input;
+mod instruments;
 mod measure;
 mod output;
+mod packet;
 mod pass;
+mod pipeline;
 mod threads;
 
 use std::sync::Arc;
 
 use tandem_cpu::ops::{Largest, Rope};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
-use tandem_gpu::{Gpu, GpuError};
-use tandem_memory::{AllocError, KvCache, KvPool, KvShape, KvType, SystemMemory};
+use tandem_gpu::{CacheStatistics, ExpertCache, Gpu, GpuError};
+use tandem_memory::{KvCache, KvPool, KvShape, KvType, SystemMemory};
 
 use crate::error::{Result, RuntimeError};
+use crate::instrumentation::Instrumentation;
 use crate::model::Model;
 use crate::plan::Planner;
+use crate::policy::{Policy, Static};
 use crate::profile::{Operation, Profile};
-use activations::Activations;
-use batch::Batch;
-use cpu::CpuInput;
+use directing::Tables;
+use fallback::Fallback;
 use igpu::Igpu;
-use pass::Pass;
+use pipeline::Room;
 
 pub(crate) use activations::{Activation, Memory};
 pub use batch::Segment;
 pub(crate) use batch::check_ids;
+pub use fallback::Degradation;
+pub use instruments::Instruments;
 pub use output::{LogitsFor, RouterTrace, evaluate};
+pub use packet::{OperationInput, OperationRequest, OperationResult, OperationShape};
 pub use threads::Threads;
 
 /// Tokens of a prompt that go through the model together. Each of 16 experts then has 64 of them to use its weights for.
@@ -54,11 +65,28 @@ pub struct Executor {
     rope: Rope,
     batch: usize,
     memory: Memory,
-    activations: Activations,
+    room: Room,
+    /// Of the second micro-batch, where a pass is cut into two.
+    second: Room,
+    /// Logits of both.
+    joined: Option<Vec<f32>>,
+    /// How often the devices have computed different micro-batches at the same time.
+    overlaps: u64,
     /// Room for results of two devices, where there are two.
     parts: Activation<f32>,
-    input: CpuInput,
     profile: Profile,
+    instruments: Instruments,
+    policy: Box<dyn Policy>,
+    tables: Option<Tables>,
+    /// What the memory's bandwidth is watched by.
+    watch: Option<Arc<Instrumentation>>,
+    /// Texts that wait for their turn.
+    waiting: usize,
+    /// What micro-batches have at least.
+    least: usize,
+    /// The same, where passes are cut into two.
+    pipelining: Option<usize>,
+    fallback: Fallback,
 }
 
 impl Executor {
@@ -97,7 +125,7 @@ impl Executor {
             return Ok(Self::assemble(model, cpu, threads, batch, planner, memory));
         };
         let memory = Arc::new(gpu.memory().clone());
-        let igpu = Igpu::new(gpu, &model, batch.max(1))?;
+        let igpu = Igpu::new(gpu, &model)?;
         let executor = Self::assemble(model, cpu, threads, batch, planner, memory);
         Ok(Self { igpu: Some(igpu), ..executor })
     }
@@ -122,10 +150,20 @@ impl Executor {
             rope,
             batch: batch.max(1),
             memory,
-            activations: Activations::default(),
+            room: Room::default(),
+            second: Room::default(),
+            joined: None,
+            overlaps: 0,
             parts: Activation::default(),
-            input: CpuInput::default(),
             profile: Profile::default(),
+            instruments: Instruments::default(),
+            policy: Box::new(Static),
+            tables: None,
+            watch: None,
+            waiting: 0,
+            least: 1,
+            pipelining: None,
+            fallback: Fallback::default(),
             model,
         }
     }
@@ -140,9 +178,22 @@ impl Executor {
         &self.planner
     }
 
-    /// Follows other plans from now on.
+    /// Follows other plans from now on, as they are.
     pub fn set_planner(&mut self, planner: Planner) {
         self.planner = planner;
+        self.policy = Box::new(Static);
+        self.tables = None;
+    }
+
+    /// What passes are watched by, and held back by.
+    pub fn instruments(&self) -> &Instruments {
+        &self.instruments
+    }
+
+    /// Has passes watched, and held back, from now on. Where events are recorded, kernels' times are as well.
+    pub fn set_instruments(&mut self, instruments: Instruments) {
+        self.record_gpu_times(instruments.recorder().is_on());
+        self.instruments = instruments;
     }
 
     /// Why the GPU was put aside, if it was: what it failed at was computed on the CPU, and so is everything since.
@@ -161,9 +212,24 @@ impl Executor {
 
     /// Whether the [profile](Self::profile) is to have the times that kernels took on the GPU, which costs it a little.
     pub fn record_gpu_times(&mut self, wanted: bool) {
-        if let Some(igpu) = &mut self.igpu {
-            igpu.record_times(wanted);
+        let recording = self.igpu.as_mut().map(|igpu| igpu.record_times(wanted));
+        if let Some(Err(failure)) = recording {
+            self.put_aside(failure);
         }
+    }
+
+    /// Where the GPU has the experts, in words; none where there is no GPU.
+    pub fn expert_memory(&self) -> Option<String> {
+        self.igpu.as_ref().map(|igpu| igpu.expert_memory().to_string())
+    }
+
+    /// What the GPU's cache of experts has done so far; none where there is no such cache.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn expert_cache(&self) -> Result<Option<CacheStatistics>> {
+        let cache = self.igpu.as_ref().and_then(|igpu| igpu.expert_memory().cache());
+        Ok(cache.map(ExpertCache::statistics).transpose()?)
     }
 
     /// Why the GPU does not compute an operation, whatever the plan says; `None` where it does, or where there is no GPU.
@@ -239,7 +305,7 @@ impl Executor {
         trace: Option<&mut RouterTrace>,
     ) -> Result<&[f32]> {
         self.pass(&mut [Segment { ids, kv, wanted }], &[], trace)?;
-        Ok(&self.activations.logits)
+        Ok(self.logits())
     }
 
     /// As [`Self::forward`]; answers, for each token that `wanted` names, its `count` largest logits with their ids, the
@@ -281,82 +347,6 @@ impl Executor {
         largest: &[Largest<'_>],
     ) -> Result<&[f32]> {
         self.pass(segments, largest, None)?;
-        Ok(&self.activations.logits)
-    }
-
-    /// One forward pass. Leaves logits among the activations. Where the GPU fails, it is put aside, and the pass computed
-    /// anew on the CPU: from its ids, since the failed one has left its marks on everything else.
-    fn pass(
-        &mut self,
-        segments: &mut [Segment<'_>],
-        largest: &[Largest<'_>],
-        mut trace: Option<&mut RouterTrace>,
-    ) -> Result<()> {
-        assert!(segments.iter().all(|segment| !segment.ids.is_empty()), "a segment without tokens");
-        let batch = Batch::new(&mut *segments, self.model.config().vocab_size)?;
-        let tokens = batch.ids.len();
-        assert!((1..=self.batch).contains(&tokens), "{tokens} tokens in one batch");
-        assert!(largest.is_empty() || largest.len() == batch.n_wanted(), "largest of each token");
-        match self.attempt(&batch, segments, largest, trace.as_deref_mut()) {
-            Err(RuntimeError::Gpu(failure)) => self.put_aside(failure),
-            Err(RuntimeError::Activations(AllocError::Device { device, reason, .. })) => {
-                self.put_aside(GpuError::Missing { device, what: format!("memory: {reason}") });
-            }
-            done => return done,
-        }
-        for (segment, part) in segments.iter_mut().zip(&batch.parts) {
-            segment.kv.truncate(part.start);
-        }
-        largest.iter().for_each(Largest::clear);
-        self.attempt(&batch, segments, largest, trace)
-    }
-
-    /// Computes on the CPU from now on, in memory of its own.
-    fn put_aside(&mut self, failure: GpuError) {
-        self.igpu = None;
-        self.gpu_failure = Some(failure);
-        self.memory = Arc::new(SystemMemory);
-        self.activations = Activations::default();
-        self.parts = Activation::default();
-        self.input = CpuInput::default();
-    }
-
-    /// One forward pass, in one turn with the team.
-    fn attempt(
-        &mut self,
-        batch: &Batch,
-        segments: &mut [Segment<'_>],
-        largest: &[Largest<'_>],
-        trace: Option<&mut RouterTrace>,
-    ) -> Result<()> {
-        let (config, tokens) = (self.model.config(), batch.ids.len());
-        self.rope.extend_table(batch.longest());
-        self.activations.resize(&self.memory, config, tokens, batch.n_wanted())?;
-        if self.igpu.is_some() {
-            self.parts.resize(&self.memory, batch.largest_parts(config))?;
-        }
-        let mut caches: Vec<&mut KvCache> =
-            segments.iter_mut().map(|segment| &mut *segment.kv).collect();
-        let mut choices = trace.is_some().then(RouterTrace::default);
-        let mut pass = Pass {
-            cpu: &self.cpu,
-            igpu: self.igpu.as_mut(),
-            model: &self.model,
-            rope: &self.rope,
-            activations: &mut self.activations,
-            parts: &mut self.parts,
-            input: &mut self.input,
-            profile: &mut self.profile,
-            caches: &mut caches,
-            largest,
-            trace: choices.as_mut(),
-            batch,
-        };
-        let plan = self.planner.plan(tokens, batch.longest());
-        self.cpu.team().in_turn(self.threads.for_tokens(tokens), || pass.run(plan))?;
-        if let (Some(trace), Some(choices)) = (trace, choices) {
-            trace.append(choices);
-        }
-        Ok(())
+        Ok(self.logits())
     }
 }

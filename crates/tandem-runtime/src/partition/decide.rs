@@ -6,7 +6,7 @@ use tandem_model::PhimoeConfig;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 
 use super::table::{Source, Table, Wanted, Wish};
-use super::{Partition, Thresholds};
+use super::{Conditions, Partition, Thresholds};
 use crate::calibrate::{Candidate, Choices};
 use crate::plan::{PassSize, Placement, Plan, Planner};
 use crate::profile::Operation;
@@ -98,6 +98,7 @@ impl Partition {
             Wanted::Cpu => (Placement::Cpu, as_wanted),
             Wanted::Igpu => (Placement::Igpu, as_wanted),
             Wanted::Split(Some(ratio)) => (Placement::Split(ratio), as_wanted),
+            Wanted::Experts(range) => (Placement::Experts(range), as_wanted),
             Wanted::Split(None) => {
                 let (ratio, reason) = self.ratio(measured, pass);
                 (Placement::Split(ratio), reason)
@@ -114,13 +115,15 @@ impl Partition {
         Decision { placement, reason }
     }
 
-    /// What is wanted of an operation: by the first override that has the layer and the operation, else by the table.
+    /// What is wanted of an operation: by the first override that has the layer and the operation, else by the stages of
+    /// the pipeline, else by the table.
     fn wish(&self, operation: Operation, layer: Option<usize>) -> Wish {
         let has = |layer: usize| {
             self.overrides.iter().filter(move |o| (o.first..=o.last).contains(&layer))
         };
         let overridden = layer.and_then(|layer| has(layer).find_map(|o| o.table.get(operation)));
-        let wish = overridden.or_else(|| self.table.get(operation));
+        let staged = || self.stages().and_then(|stages| stages.get(operation));
+        let wish = overridden.or_else(staged).or_else(|| self.table.get(operation));
         // The table is complete.
         wish.unwrap_or(Wish { wanted: Wanted::Cpu, source: Source::Usual })
     }
@@ -144,8 +147,7 @@ impl Partition {
         operation: Operation,
     ) -> (Placement, Reason) {
         use Operation as O;
-        let Thresholds { attention_sequence_max, attention_batch_min, tokens_per_expert_min } =
-            self.thresholds;
+        let Thresholds { attention_sequence_max, attention_batch_min, .. } = self.thresholds;
         match operation {
             // o is computed where its input is: one hand-over less.
             O::AttentionCompute | O::AttentionOutputProj => {
@@ -168,19 +170,34 @@ impl Partition {
             | O::ExpertFfnActivation
             | O::ExpertFfnW2
             | O::ExpertGather => {
-                let min = tokens_per_expert_min;
-                if pass.tokens >= experts_min_tokens(min, config) {
-                    let text = format!("{min} tokens an expert or more");
-                    (Placement::Igpu, Reason::Threshold(text))
-                } else {
-                    let text = format!("fewer than {min} tokens an expert");
-                    (Placement::Cpu, Reason::Threshold(text))
-                }
+                let (placement, text) = self.unmeasured_experts(config, pass);
+                (placement, Reason::Threshold(text))
             }
             _ => match Table::usual().get(operation) {
                 Some(Wish { wanted: Wanted::Igpu, .. }) => (Placement::Igpu, Reason::Unmeasured),
                 _ => (Placement::Cpu, Reason::Unmeasured),
             },
+        }
+    }
+}
+
+impl Partition {
+    /// Where `auto` puts experts where nothing is measured, and why there.
+    fn unmeasured_experts(&self, config: &PhimoeConfig, pass: PassSize) -> (Placement, String) {
+        let (thresholds, Conditions { igpu_memory_pressure: pressure, cpu_idle }) =
+            (&self.thresholds, self.conditions);
+        let percent = |share: f64| (share * 100.0).round();
+        let min = thresholds.tokens_per_expert_min;
+        if pressure > thresholds.igpu_memory_pressure {
+            let pressure = percent(pressure);
+            (Placement::Cpu, format!("weights and KV cache take {pressure} % of the GPU's memory"))
+        } else if pass.tokens >= experts_min_tokens(min, config) {
+            (Placement::Igpu, format!("{min} tokens an expert or more"))
+        } else if cpu_idle < thresholds.cpu_idle {
+            let idle = percent(cpu_idle);
+            (Placement::Igpu, format!("other programs leave the CPU {idle} % of its time"))
+        } else {
+            (Placement::Cpu, format!("fewer than {min} tokens an expert"))
         }
     }
 }

@@ -1,41 +1,67 @@
-//! The partition config: what is to be computed where, as a YAML file says it.
+//! The partition config: what is to be computed where, and how, as a YAML file says it.
 //!
 //! `configs/partition.yaml` has every key with what it means. A [`Partition`] becomes a [`Planner`](crate::plan::Planner) together with what
 //! `tandem calibrate` measured, which decides what `auto` and `split` without a ratio mean; without measurements the
 //! thresholds do. Every decision has a [`Reason`].
 
 mod decide;
+mod global;
 mod section;
+mod settings;
 mod table;
+mod thresholds;
 mod yaml;
 
 use std::path::Path;
 
+use tandem_gpu::ExpertCacheSettings;
 use tandem_model::PhimoeConfig;
-use tandem_model::config::EXPERTS_PER_TOKEN;
 
 pub use decide::{Decision, Reason};
+pub use global::{Limits, Scheduling};
 pub use section::PartitionError;
 use section::{Result, Section};
+pub use settings::{
+    BandwidthControl, DegradationStep, ExpertStaging, FallbackSettings, MemorySettings,
+    OutputFormat, Pipelining, Stage, TelemetrySettings, ThrottleAction, Trigger, UsmMode,
+};
 use table::Table;
-pub use table::{NoPlace, Source, Wanted};
+pub use table::{NoPlace, Source, Wanted, operations_named};
+pub use thresholds::Conditions;
+use thresholds::Thresholds;
+
+/// What a file may have.
+const SECTIONS: [&str; 9] = [
+    "global",
+    "static_partition",
+    "dynamic_thresholds",
+    "bandwidth_control",
+    "pipelining",
+    "memory",
+    "telemetry",
+    "fallback",
+    "layer_overrides",
+];
 
 /// Bytes of a megabyte in the config.
 const MEGABYTE: u64 = 1 << 20;
 
-/// Sections whose keys steer what this version does not have.
-const LATER_SECTIONS: [&str; 5] =
-    ["bandwidth_control", "pipelining", "memory", "telemetry", "fallback"];
-
-/// Where the operations of a model are to be computed.
+/// Where the operations of a model are to be computed, and how.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Partition {
     /// Complete.
     table: Table,
-    /// Before the table, in this order.
+    /// Before the stages and the table, in this order.
     overrides: Vec<Override>,
     thresholds: Thresholds,
+    conditions: Conditions,
     limits: Limits,
+    scheduling: Scheduling,
+    bandwidth: BandwidthControl,
+    pipelining: Pipelining,
+    memory: MemorySettings,
+    telemetry: TelemetrySettings,
+    fallback: FallbackSettings,
 }
 
 /// Other wishes for layers `first` to `last`.
@@ -44,36 +70,6 @@ struct Override {
     first: usize,
     last: usize,
     table: Table,
-}
-
-/// What `auto` means where nothing is measured.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Thresholds {
-    /// Attention over contexts up to this length is the CPU's,
-    attention_sequence_max: usize,
-    /// in passes of fewer tokens than this.
-    attention_batch_min: usize,
-    /// Experts are the CPU's where each of them has fewer tokens than this, in the mean.
-    tokens_per_expert_min: usize,
-}
-
-impl Default for Thresholds {
-    fn default() -> Self {
-        Self { attention_sequence_max: 512, attention_batch_min: 4, tokens_per_expert_min: 2 }
-    }
-}
-
-/// What devices may use.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Limits {
-    /// Bytes of weights and KV cache, in all.
-    pub cpu_memory: Option<u64>,
-    /// Bytes of them that the GPU may be given.
-    pub igpu_memory: Option<u64>,
-    /// Bytes per second that the CPU reads, instead of what was measured.
-    pub cpu_bandwidth: Option<f64>,
-    /// The same of the GPU.
-    pub igpu_bandwidth: Option<f64>,
 }
 
 impl Default for Partition {
@@ -94,7 +90,14 @@ impl Partition {
             table,
             overrides: Vec::new(),
             thresholds: Thresholds::default(),
+            conditions: Conditions::default(),
             limits: Limits::default(),
+            scheduling: Scheduling::default(),
+            bandwidth: BandwidthControl::default(),
+            pipelining: Pipelining::default(),
+            memory: MemorySettings::default(),
+            telemetry: TelemetrySettings::default(),
+            fallback: FallbackSettings::default(),
         }
     }
 
@@ -116,16 +119,21 @@ impl Partition {
     pub fn parse(path: &Path, text: &str, config: &PhimoeConfig, names: &[&str]) -> Result<Self> {
         let tree = section::tree(path, text)?;
         let root = Section::root(path, &tree)?;
-        root.only(
-            &["global", "static_partition", "dynamic_thresholds", "layer_overrides"],
-            &LATER_SECTIONS,
-        )?;
-        let static_partition = root.section("static_partition")?;
+        root.only(&SECTIONS)?;
+        let section = |name| root.section(name);
+        let (limits, scheduling) = global::read(&section("global")?, config, names)?;
         Ok(Self {
-            limits: global(&root.section("global")?, config, names)?,
-            table: static_table(&static_partition)?.or(&Table::usual()),
-            overrides: overrides(&root.section("layer_overrides")?, config.n_layers)?,
-            thresholds: thresholds(&root.section("dynamic_thresholds")?)?,
+            limits,
+            scheduling,
+            table: static_table(&section("static_partition")?)?.or(&Table::usual()),
+            overrides: overrides(&section("layer_overrides")?, config.n_layers)?,
+            thresholds: thresholds::read(&section("dynamic_thresholds")?)?,
+            conditions: Conditions::default(),
+            bandwidth: settings::bandwidth(&section("bandwidth_control")?)?,
+            pipelining: settings::pipelining(&section("pipelining")?, config)?,
+            memory: settings::memory(&section("memory")?)?,
+            telemetry: settings::telemetry(&section("telemetry")?)?,
+            fallback: settings::fallback(&section("fallback")?)?,
         })
     }
 
@@ -141,12 +149,104 @@ impl Partition {
     }
 
     fn tables(&self) -> impl Iterator<Item = &Table> {
-        [&self.table].into_iter().chain(self.overrides.iter().map(|over| &over.table))
+        let overrides = self.overrides.iter().map(|over| &over.table);
+        [&self.table].into_iter().chain(self.stages()).chain(overrides)
+    }
+
+    /// What the stages of the pipeline want, where there is one.
+    fn stages(&self) -> Option<&Table> {
+        self.scheduling.pipelining.then_some(&self.pipelining.table)
+    }
+
+    /// Keys in which `other` differs and that count from the next start on only, where this one is in force: the files that
+    /// are open, the threads that look at clocks, and the memory that is taken stay as they are.
+    pub fn needs_restart(&self, other: &Self) -> Vec<&'static str> {
+        let (bandwidth, others) = (&self.bandwidth, &other.bandwidth);
+        let differs = [
+            ("bandwidth_control.monitoring_interval_ms", bandwidth.interval != others.interval),
+            ("bandwidth_control.bandwidth_window_size", bandwidth.window != others.window),
+            ("memory", self.memory != other.memory),
+            ("telemetry", self.telemetry != other.telemetry),
+            ("global.cpu_memory_limit", self.limits.cpu_memory != other.limits.cpu_memory),
+            ("global.igpu_memory_limit", self.limits.igpu_memory != other.limits.igpu_memory),
+            (
+                "pipelining.expert_staging",
+                self.pipelining.expert_staging != other.pipelining.expert_staging,
+            ),
+            (
+                "global.enable_double_buffering",
+                self.scheduling.double_buffering != other.scheduling.double_buffering,
+            ),
+        ];
+        differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+    }
+
+    /// What the machine is taken to be like.
+    pub fn conditions(&self) -> Conditions {
+        self.conditions
+    }
+
+    /// Share of the CPU's time that other programs must leave for `auto` to put a token's experts there.
+    pub(crate) fn cpu_idle_threshold(&self) -> f64 {
+        self.thresholds.cpu_idle
+    }
+
+    /// The same for a machine that is like this.
+    #[must_use]
+    pub fn under(self, conditions: Conditions) -> Self {
+        Self { conditions, ..self }
     }
 
     /// What devices may use.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// How passes are scheduled.
+    pub fn scheduling(&self) -> Scheduling {
+        self.scheduling
+    }
+
+    /// How the memory's bandwidth is watched and shared out.
+    pub fn bandwidth(&self) -> &BandwidthControl {
+        &self.bandwidth
+    }
+
+    /// How passes are cut into stages.
+    pub fn pipelining(&self) -> &Pipelining {
+        &self.pipelining
+    }
+
+    /// How devices get at memory.
+    pub fn memory(&self) -> &MemorySettings {
+        &self.memory
+    }
+
+    /// What a GPU with memory of its own may hold of the experts, where `reserved` bytes of it are for other things than
+    /// weights.
+    pub fn expert_cache(&self, reserved: u64) -> ExpertCacheSettings {
+        let ExpertStaging { buffers, experts_per_buffer, prefetch } =
+            self.pipelining.expert_staging;
+        ExpertCacheSettings {
+            enabled: self.memory.expert_cache,
+            cache_bytes: self.memory.expert_cache_bytes,
+            memory_limit: self.limits.igpu_memory,
+            reserved,
+            staging_bytes: self.memory.staging_bytes,
+            staging_buffers: if self.scheduling.double_buffering { buffers } else { 1 },
+            experts_per_buffer,
+            prefetch: Some(prefetch),
+        }
+    }
+
+    /// What is recorded, and where it goes.
+    pub fn telemetry(&self) -> &TelemetrySettings {
+        &self.telemetry
+    }
+
+    /// What happens when the GPU fails.
+    pub fn fallback(&self) -> &FallbackSettings {
+        &self.fallback
     }
 }
 
@@ -154,75 +254,11 @@ impl Partition {
 fn static_table(section: &Section<'_>) -> Result<Table> {
     match section.get("layer_operations") {
         Some(entry) => {
-            section.only(&["layer_operations"], &[])?;
+            section.only(&["layer_operations"])?;
             Table::read(&section.section_at(entry)?)
         }
         None => Table::read(section),
     }
-}
-
-fn global(section: &Section<'_>, config: &PhimoeConfig, names: &[&str]) -> Result<Limits> {
-    let known = [
-        "model_name",
-        "num_layers",
-        "num_experts",
-        "experts_per_token",
-        "cpu_memory_limit",
-        "igpu_memory_limit",
-        "max_cpu_bandwidth",
-        "max_igpu_bandwidth",
-    ];
-    let later =
-        ["scheduling_policy", "enable_pipelining", "enable_double_buffering", "micro_batch_size"];
-    section.only(&known, &later)?;
-    if let Some(entry) = section.get("model_name") {
-        let found = entry.node.value.to_string();
-        if !names.iter().any(|name| plain(name) == plain(&found)) {
-            return Err(section.invalid(entry, format!("'{}'", names.join("' or '"))));
-        }
-    }
-    section.must_be("num_layers", config.n_layers)?;
-    section.must_be("num_experts", config.n_experts)?;
-    section.must_be("experts_per_token", EXPERTS_PER_TOKEN)?;
-    // A terabyte, and a terabyte per second.
-    let megabytes = |key| {
-        let megabytes = section.count(key, 1..=1 << 20)?;
-        Ok(megabytes.map(|megabytes| megabytes as u64 * MEGABYTE))
-    };
-    let gigabytes = |key| Ok(section.number(key, 0.001..=1000.0)?.map(|rate| rate * 1e9));
-    Ok(Limits {
-        cpu_memory: megabytes("cpu_memory_limit")?,
-        igpu_memory: megabytes("igpu_memory_limit")?,
-        cpu_bandwidth: gigabytes("max_cpu_bandwidth")?,
-        igpu_bandwidth: gigabytes("max_igpu_bandwidth")?,
-    })
-}
-
-/// A model's name without what people write differently: organisation, case, punctuation.
-fn plain(name: &str) -> String {
-    let name = name.rsplit('/').next().unwrap_or_default();
-    name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase()
-}
-
-fn thresholds(section: &Section<'_>) -> Result<Thresholds> {
-    section.only(&["attention_to_cpu", "expert_to_cpu"], &[])?;
-    let attention = section.section("attention_to_cpu")?;
-    attention.only(&["sequence_length_max", "batch_size_min"], &[])?;
-    let experts = section.section("expert_to_cpu")?;
-    experts.only(&["tokens_per_expert_min"], &["igpu_memory_pressure", "cpu_idle"])?;
-    let usual = Thresholds::default();
-    let any = 0..=1 << 20;
-    Ok(Thresholds {
-        attention_sequence_max: attention
-            .count("sequence_length_max", any.clone())?
-            .unwrap_or(usual.attention_sequence_max),
-        attention_batch_min: attention
-            .count("batch_size_min", any.clone())?
-            .unwrap_or(usual.attention_batch_min),
-        tokens_per_expert_min: experts
-            .count("tokens_per_expert_min", any)?
-            .unwrap_or(usual.tokens_per_expert_min),
-    })
 }
 
 fn overrides(section: &Section<'_>, n_layers: usize) -> Result<Vec<Override>> {

@@ -52,16 +52,6 @@ pub enum PartitionError {
         /// A key that is there.
         nearest: String,
     },
-    /// A key that later versions will know.
-    #[error("{path}:{line}: {key}: not supported by this version yet: remove it")]
-    NotYet {
-        /// The file.
-        path: PathBuf,
-        /// From 1 on.
-        line: u64,
-        /// The key with the sections it is in.
-        key: String,
-    },
 }
 
 /// Shorthand of this module.
@@ -73,6 +63,8 @@ pub(super) struct Section<'a> {
     path: &'a Path,
     /// Names of the sections above and its own, each with a dot after it.
     prefix: String,
+    /// Where it begins.
+    line: u64,
     entries: &'a [Entry],
 }
 
@@ -96,7 +88,7 @@ impl<'a> Section<'a> {
                 });
             }
         };
-        Ok(Self { path, prefix, entries })
+        Ok(Self { path, prefix, line: node.line, entries })
     }
 
     /// All keys with their values.
@@ -113,7 +105,12 @@ impl<'a> Section<'a> {
     pub(super) fn section(&self, key: &str) -> Result<Self> {
         match self.get(key) {
             Some(entry) => self.section_at(entry),
-            None => Ok(Self { path: self.path, prefix: self.prefix.clone(), entries: &[] }),
+            None => Ok(Self {
+                line: self.line,
+                prefix: self.prefix.clone(),
+                entries: &[],
+                path: self.path,
+            }),
         }
     }
 
@@ -159,21 +156,79 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Refuses every key that is not `known`: those of `later` as what is still to come, others with the nearest.
-    pub(super) fn only(&self, known: &[&str], later: &[&str]) -> Result<()> {
+    /// Refuses every key that is not `known`, with the nearest that is.
+    pub(super) fn only(&self, known: &[&str]) -> Result<()> {
         for entry in self.entries {
-            let (path, key) = (self.path.to_owned(), self.name(&entry.key));
-            if later.contains(&entry.key.as_str()) {
-                return Err(PartitionError::NotYet { path, line: entry.line, key });
-            }
             if !known.contains(&entry.key.as_str()) {
-                let all = || known.iter().chain(later);
-                let distance = |name: &&&str| strsim::damerau_levenshtein(name, &entry.key);
-                let nearest = all().min_by_key(distance).map_or("", |name| name).to_owned();
+                let (path, key) = (self.path.to_owned(), self.name(&entry.key));
+                let nearest = nearest(known, &entry.key).to_owned();
                 return Err(PartitionError::Unknown { path, line: entry.line, key, nearest });
             }
         }
         Ok(())
+    }
+
+    /// Yes or no.
+    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>> {
+        let Some(entry) = self.get(key) else { return Ok(None) };
+        match entry.node.value {
+            Value::Bool(flag) => Ok(Some(flag)),
+            _ => Err(self.invalid(entry, "true or false")),
+        }
+    }
+
+    /// Some text.
+    pub(super) fn text(&self, key: &str, expected: &str) -> Result<Option<&'a str>> {
+        let Some(entry) = self.get(key) else { return Ok(None) };
+        match &entry.node.value {
+            Value::Text(text) if !text.is_empty() => Ok(Some(text)),
+            _ => Err(self.invalid(entry, expected)),
+        }
+    }
+
+    /// What one of some names stands for.
+    pub(super) fn one_of<T: Copy>(&self, key: &str, names: &[(&str, T)]) -> Result<Option<T>> {
+        let Some(entry) = self.get(key) else { return Ok(None) };
+        let found = named(&entry.node.value, names);
+        found.map(Some).ok_or_else(|| self.invalid(entry, listed(names)))
+    }
+
+    /// What each of a list's names stands for, in its order. None may be there twice.
+    pub(super) fn some_of<T: Copy + PartialEq>(
+        &self,
+        key: &str,
+        names: &[(&str, T)],
+    ) -> Result<Option<Vec<T>>> {
+        let Some(entry) = self.get(key) else { return Ok(None) };
+        let mut all = Vec::new();
+        for item in self.items(entry)? {
+            let Some(found) = named(&item.value, names) else {
+                return Err(self.invalid_item(entry, item, listed(names)));
+            };
+            if all.contains(&found) {
+                return Err(self.invalid_item(entry, item, "every name once"));
+            }
+            all.push(found);
+        }
+        Ok(Some(all))
+    }
+
+    /// The items of a list.
+    pub(super) fn items(&self, entry: &'a Entry) -> Result<&'a [Node]> {
+        match &entry.node.value {
+            Value::List(items) => Ok(items),
+            _ => Err(self.invalid(entry, "a list")),
+        }
+    }
+
+    /// The sections that a list consists of.
+    pub(super) fn sections(&self, key: &str) -> Result<Vec<Self>> {
+        let Some(entry) = self.get(key) else { return Ok(Vec::new()) };
+        let section = |(n, item): (usize, &'a Node)| {
+            let name = format!("{}[{n}]", self.name(key));
+            Self::of(self.path, format!("{name}."), &name, item)
+        };
+        self.items(entry)?.iter().enumerate().map(section).collect()
     }
 
     /// The error of a value that cannot be.
@@ -184,6 +239,34 @@ impl<'a> Section<'a> {
             key: self.name(&entry.key),
             expected: expected.into(),
             found: entry.node.value.to_string(),
+        }
+    }
+
+    /// The error of an item that a list cannot have.
+    pub(super) fn invalid_item(
+        &self,
+        list: &Entry,
+        item: &Node,
+        expected: impl Into<String>,
+    ) -> PartitionError {
+        PartitionError::Value {
+            path: self.path.to_owned(),
+            line: item.line,
+            key: self.name(&list.key),
+            expected: expected.into(),
+            found: item.value.to_string(),
+        }
+    }
+
+    /// The error of a section that lacks something, or is not possible beside others.
+    pub(super) fn lacking(&self, expected: &str) -> PartitionError {
+        let keys: Vec<_> = self.entries.iter().map(|entry| entry.key.as_str()).collect();
+        PartitionError::Value {
+            path: self.path.to_owned(),
+            line: self.line,
+            key: self.prefix.trim_end_matches('.').to_owned(),
+            expected: expected.to_owned(),
+            found: if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") },
         }
     }
 
@@ -203,8 +286,28 @@ impl<'a> Section<'a> {
     }
 }
 
+/// The name that is most like one that is not there.
+fn nearest<'n>(known: &[&'n str], unknown: &str) -> &'n str {
+    let distance = |name: &&&str| strsim::damerau_levenshtein(name, unknown);
+    known.iter().min_by_key(distance).copied().unwrap_or_default()
+}
+
+fn named<T: Copy>(value: &Value, names: &[(&str, T)]) -> Option<T> {
+    let Value::Text(text) = value else { return None };
+    names.iter().find(|(name, _)| name == text).map(|&(_, meaning)| meaning)
+}
+
+/// Names, as an error lists them.
+fn listed<T>(names: &[(&str, T)]) -> String {
+    let names: Vec<_> = names.iter().map(|(name, _)| *name).collect();
+    match &names[..] {
+        [all @ .., last] if !all.is_empty() => format!("{} or {last}", all.join(", ")),
+        _ => names.join(""),
+    }
+}
+
 impl Value {
-    fn as_count(&self) -> Option<usize> {
+    pub(super) fn as_count(&self) -> Option<usize> {
         match self {
             Self::Number(n) if n.fract() == 0.0 && *n >= 0.0 => Some(*n as usize),
             _ => None,

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use super::section::{Result, Section};
 use super::yaml::{Entry, Value};
+use crate::plan::ExpertRange;
 use crate::profile::Operation;
 
 /// Where an operation is to be computed.
@@ -18,6 +19,8 @@ pub enum Wanted {
     Auto,
     /// On both: this part of the rows on the GPU, or the part that was measured to be fastest.
     Split(Option<f32>),
+    /// These experts on the GPU, the others on the CPU, at the same time: what stages of the pipeline say.
+    Experts(ExpertRange),
 }
 
 /// Text that names no place.
@@ -53,6 +56,7 @@ impl fmt::Display for Wanted {
             Self::Auto => f.write_str("auto"),
             Self::Split(None) => f.write_str("split"),
             Self::Split(Some(ratio)) => write!(f, "split={ratio}"),
+            Self::Experts(range) => write!(f, "igpu experts {range}"),
         }
     }
 }
@@ -140,7 +144,7 @@ impl Table {
     pub(super) fn read(section: &Section<'_>) -> Result<Self> {
         let groups = GROUPS.map(|(name, _)| name);
         let known: Vec<_> = Operation::ALL.map(Operation::name).into_iter().chain(groups).collect();
-        section.only(&known, &[])?;
+        section.only(&known)?;
         let mut table = Self::default();
         for operation in Operation::ALL {
             if let Some(entry) = section.get(operation.name()) {
@@ -180,6 +184,18 @@ impl Table {
         Ok(())
     }
 
+    /// Wants an operation somewhere, by a line of the config; those that cannot be split are the CPU's where that is
+    /// `split`.
+    pub(super) fn place(&mut self, operation: Operation, wanted: Wanted, line: u64) {
+        let wish = Wish::of_group(wanted, operation, Source::Line(line));
+        self.0[operation as usize] = Some(wish);
+    }
+
+    /// Whether anything is wanted of an operation here.
+    pub(super) fn has(&self, operation: Operation) -> bool {
+        self.get(operation).is_some()
+    }
+
     /// What is wanted of an operation here.
     pub(super) fn get(&self, operation: Operation) -> Option<Wish> {
         self.0[operation as usize]
@@ -199,6 +215,25 @@ impl Table {
     }
 }
 
+/// The operations that a name stands for.
+pub(super) fn operations(name: &str) -> Option<&'static [Operation]> {
+    static ALL: [Operation; Operation::ALL.len()] = Operation::ALL;
+    let single = || ALL.iter().position(|operation| operation.name() == name);
+    let group = GROUPS.iter().find(|(group, _)| *group == name).map(|(_, operations)| *operations);
+    group.or_else(|| single().map(|index| &ALL[index..=index]))
+}
+
+/// Whether an operation is part of what experts compute.
+pub(super) fn is_of_expert_ffn(operation: Operation) -> bool {
+    operations("expert_ffn").is_some_and(|parts| parts.contains(&operation))
+}
+
+/// What a name in the table stands for: one operation or several that follow each other; nothing where it has no such
+/// name.
+pub fn operations_named(name: &str) -> Vec<Operation> {
+    operations(name).unwrap_or_default().to_vec()
+}
+
 /// Whether a key names an operation that layers do not have.
 pub(super) fn is_outside(key: &str) -> bool {
     Operation::ALL.iter().any(|operation| operation.name() == key && !operation.is_of_layers())
@@ -209,7 +244,7 @@ impl Wish {
     /// cannot be are the CPU's.
     fn of_group(wanted: Wanted, operation: Operation, source: Source) -> Self {
         let wanted = match wanted {
-            Wanted::Split(_) if !operation.can_be_split() => Wanted::Cpu,
+            Wanted::Split(_) | Wanted::Experts(_) if !operation.can_be_split() => Wanted::Cpu,
             wanted => wanted,
         };
         Self { wanted, source }
@@ -217,7 +252,7 @@ impl Wish {
 }
 
 /// `split`, `split=0.3` and `{split: 0.3}` say the same of a ratio.
-fn wanted(section: &Section<'_>, entry: &Entry, can_be_split: bool) -> Result<Wanted> {
+pub(super) fn wanted(section: &Section<'_>, entry: &Entry, can_be_split: bool) -> Result<Wanted> {
     let wanted = match &entry.node.value {
         Value::Text(text) => text.parse().map_err(|e: NoPlace| {
             let text = e.to_string();
@@ -225,7 +260,7 @@ fn wanted(section: &Section<'_>, entry: &Entry, can_be_split: bool) -> Result<Wa
         })?,
         Value::Map(_) => {
             let inner = section.section_at(entry)?;
-            inner.only(&["split"], &[])?;
+            inner.only(&["split"])?;
             Wanted::Split(inner.number("split", 0.0..=1.0)?.map(|ratio| ratio as f32))
         }
         _ => return Err(section.invalid(entry, "cpu, igpu, auto or split")),

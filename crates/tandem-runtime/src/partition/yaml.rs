@@ -20,7 +20,7 @@ pub(super) enum Value {
     Bool(bool),
     Number(f64),
     Text(String),
-    List,
+    List(Vec<Node>),
     Map(Vec<Entry>),
 }
 
@@ -65,7 +65,7 @@ impl fmt::Display for Value {
             Self::Bool(value) => value.fmt(f),
             Self::Number(value) => value.fmt(f),
             Self::Text(value) => write!(f, "'{value}'"),
-            Self::List => f.write_str("a list"),
+            Self::List(_) => f.write_str("a list"),
             Self::Map(_) => f.write_str("a section"),
         }
     }
@@ -111,8 +111,11 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        while items.next_element::<Value>()?.is_some() {}
-        Ok(Value::List)
+        let mut all = Vec::new();
+        while let Some(item) = items.next_element::<Spanned<Value>>()? {
+            all.push(item.into());
+        }
+        Ok(Value::List(all))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {

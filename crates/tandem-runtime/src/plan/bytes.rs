@@ -33,6 +33,11 @@ impl Traffic {
             Placement::Cpu => 0,
             Placement::Igpu => bytes,
             Placement::Split(ratio) => (bytes as f64 * f64::from(ratio)).round() as u64,
+            // As if all experts were as likely.
+            Placement::Experts(range) => {
+                let share = range.count() as f64 / checkpoint.config().n_experts as f64;
+                (bytes as f64 * share).round() as u64
+            }
         };
         Self { cpu: bytes - igpu, igpu }
     }

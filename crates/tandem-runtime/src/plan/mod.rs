@@ -7,6 +7,8 @@ mod bytes;
 mod planner;
 
 pub use bytes::Traffic;
+#[cfg(test)]
+pub(crate) use planner::tests::two_layers;
 pub use planner::{Case, Planner};
 
 use std::fmt;
@@ -25,6 +27,36 @@ pub enum Placement {
     /// Both at the same time: this part of a matrix's rows, 0 to 1, on the GPU, the others on the CPU. Only for
     /// operations that [can be split](Operation::can_be_split).
     Split(f32),
+    /// Both at the same time: these experts on the GPU, the others on the CPU. Only for the products of experts
+    /// ([`Operation::is_of_experts`]).
+    Experts(ExpertRange),
+}
+
+/// Some experts of every layer that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertRange {
+    /// The first.
+    pub first: u16,
+    /// The last.
+    pub last: u16,
+}
+
+impl ExpertRange {
+    /// Whether an expert is one of them.
+    pub const fn contains(self, expert: u16) -> bool {
+        self.first <= expert && expert <= self.last
+    }
+
+    /// How many they are.
+    pub const fn count(self) -> usize {
+        (self.last - self.first) as usize + 1
+    }
+}
+
+impl fmt::Display for ExpertRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
 }
 
 /// As configs spell it.
@@ -34,6 +66,7 @@ impl fmt::Display for Placement {
             Self::Cpu => f.write_str("cpu"),
             Self::Igpu => f.write_str("igpu"),
             Self::Split(ratio) => write!(f, "split={ratio}"),
+            Self::Experts(range) => write!(f, "igpu experts {range}"),
         }
     }
 }
@@ -119,7 +152,11 @@ impl Plan {
     /// # Panics
     /// As [`Self::placement`], and for an operation that is to be split and cannot be.
     pub fn set(&mut self, operation: Operation, layer: Option<usize>, placement: Placement) {
-        let can_be = operation.can_be_split() || !matches!(placement, Placement::Split(_));
+        let can_be = match placement {
+            Placement::Split(_) => operation.can_be_split(),
+            Placement::Experts(_) => operation.is_of_experts(),
+            Placement::Cpu | Placement::Igpu => true,
+        };
         assert!(can_be, "{} cannot be split", operation.name());
         let index = self.index(operation, layer);
         self.steps[index].placement = placement;
@@ -134,6 +171,19 @@ impl Plan {
         for layer in 0..layers {
             self.set(operation, operation.is_of_layers().then_some(layer), placement);
         }
+    }
+
+    /// The same steps, each where `place` says.
+    ///
+    /// # Panics
+    /// For an operation that is to be split and cannot be.
+    #[must_use]
+    pub fn moved(&self, mut place: impl FnMut(Step) -> Placement) -> Self {
+        let mut moved = self.clone();
+        for step in self.steps() {
+            moved.set(step.operation, step.layer.map(usize::from), place(step));
+        }
+        moved
     }
 
     /// Layers.
@@ -190,7 +240,6 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::planner::tests::two_layers;
 
     #[test]
     fn steps_are_all_operations_in_their_order() {

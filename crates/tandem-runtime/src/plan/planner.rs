@@ -87,7 +87,7 @@ impl Planner {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A model of two layers.

@@ -1,5 +1,6 @@
 //! The one reader of the ring.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tandem_formats::FormatError;
@@ -14,6 +15,9 @@ use super::trace::TraceFile;
 pub(super) struct Collector {
     shared: Arc<Shared>,
     totals: Totals,
+    /// The newest records, so many at most.
+    recent: VecDeque<Record>,
+    most_recent: usize,
     files: Files,
     /// What first went wrong with a file. Nothing is written after it.
     failure: Option<FormatError>,
@@ -26,8 +30,10 @@ pub(super) struct Files {
 }
 
 impl Collector {
-    pub(super) fn new(shared: Arc<Shared>, files: Files) -> Self {
-        Self { shared, totals: Totals::default(), files, failure: None }
+    /// One that keeps so many of the newest records.
+    pub(super) fn new(shared: Arc<Shared>, files: Files, most_recent: usize) -> Self {
+        let recent = VecDeque::new();
+        Self { shared, totals: Totals::default(), recent, most_recent, files, failure: None }
     }
 
     /// Takes what is in the ring: not more than it holds, so that it ends even where writers are as quick.
@@ -38,7 +44,23 @@ impl Collector {
             if self.failure.is_none() {
                 self.failure = self.files.write(&self.shared, &record).err();
             }
+            self.keep(record);
         }
+    }
+
+    fn keep(&mut self, record: Record) {
+        if self.most_recent == 0 {
+            return;
+        }
+        if self.recent.len() >= self.most_recent {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(record);
+    }
+
+    /// The newest records, the oldest first.
+    pub(super) fn recent(&self) -> impl Iterator<Item = &Record> {
+        self.recent.iter()
     }
 
     /// Sums over what was collected.

@@ -1,5 +1,7 @@
 //! What telemetry records.
 
+use serde::Serialize;
+
 use crate::device::Device;
 use crate::profile::Operation;
 
@@ -26,7 +28,8 @@ impl Task {
 }
 
 /// What happened in a stretch of time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Activity {
     /// The task ran.
     Compute,

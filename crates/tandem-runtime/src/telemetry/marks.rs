@@ -1,7 +1,8 @@
 //! Task marks of Intel's ITT interface, which VTune shows beside its samples (feature `itt`).
 //!
-//! Marks belong to the thread that sets them, so only spans have them, and such a span must end in the thread where it
-//! began. What is recorded afterwards ([`Recorder::record`](super::Recorder::record)) has none.
+//! Marks belong to the thread that sets them, so spans have them, and such a span must end in the thread where it began.
+//! What is recorded afterwards ([`Recorder::record`](super::Recorder::record)) has none but what was set meanwhile
+//! ([`Recorder::mark`](super::Recorder::mark)).
 
 #[cfg(feature = "itt")]
 mod itt {
@@ -15,12 +16,10 @@ mod itt {
     static DOMAIN: LazyLock<&Domain> = LazyLock::new(|| Box::leak(Box::new(Domain::new("tandem"))));
 
     /// A task of the calling thread, until it is dropped.
-    pub(in crate::telemetry) struct Mark(
-        #[expect(dead_code, reason = "its end is its drop")] IttTask<'static>,
-    );
+    pub(crate) struct Mark(#[expect(dead_code, reason = "its end is its drop")] IttTask<'static>);
 
     impl Mark {
-        pub(in crate::telemetry) fn begin(task: Task) -> Self {
+        pub(crate) fn begin(task: Task) -> Self {
             Self(IttTask::begin(&DOMAIN, task.operation.name()))
         }
     }
@@ -33,16 +32,16 @@ mod itt {
 }
 
 #[cfg(feature = "itt")]
-pub(super) use itt::Mark;
+pub(crate) use itt::Mark;
 
 /// No mark.
 #[cfg(not(feature = "itt"))]
 #[derive(Debug)]
-pub(super) struct Mark;
+pub(crate) struct Mark;
 
 #[cfg(not(feature = "itt"))]
 impl Mark {
-    pub(super) const fn begin(_task: super::Task) -> Self {
+    pub(crate) const fn begin(_task: super::Task) -> Self {
         Self
     }
 }

@@ -12,6 +12,7 @@
 //! [off](Recorder::off) costs a comparison. `docs/telemetry.md` defines every figure.
 
 mod busy;
+mod client;
 mod collector;
 mod csv;
 mod durations;
@@ -21,9 +22,11 @@ mod metric;
 mod recorder;
 mod session;
 mod summary;
+mod timeline;
 mod totals;
 mod trace;
 
+pub use client::ClientTelemetry;
 pub use durations::DurationSummary;
 pub(crate) use durations::Durations;
 pub use event::{Activity, Event, Gauge, Level, Record, Task};
@@ -31,5 +34,7 @@ pub use metric::{Metric, UnknownMetric};
 pub use recorder::{Recorder, Span};
 pub use session::{Telemetry, TelemetryError, TelemetryParams};
 pub use summary::{
-    BubbleSummary, DeviceSummary, OperationSummary, OverlapSummary, QueueSummary, Summary,
+    BubbleSummary, DeviceSummary, LayerSummary, OperationSummary, OverlapSummary, QueueSummary,
+    Summary,
 };
+pub use timeline::{Timeline, TimelineEvent};

@@ -30,6 +30,8 @@ pub(super) struct Shared {
     /// Tokens that each expert got, `layers x experts`.
     selections: Vec<AtomicU64>,
     experts: usize,
+    /// Whether tasks are marked for VTune.
+    marks: bool,
 }
 
 impl Recorder {
@@ -54,16 +56,37 @@ impl Recorder {
         Span(self.0.as_deref().map(|shared| Open {
             shared,
             task,
-            mark: Mark::begin(task),
+            mark: shared.marks.then(|| Mark::begin(task)),
             started: Instant::now(),
             bytes: 0,
             failure: None,
         }))
     }
 
+    /// Marks `task` for VTune, where that is wanted, from now until what this returns is dropped, in this thread: for who
+    /// [records](Self::record) it afterwards.
+    pub(crate) fn mark(&self, task: Task) -> Option<Mark> {
+        let wanted = self.0.as_deref().is_some_and(|shared| shared.marks);
+        wanted.then(|| Mark::begin(task))
+    }
+
     /// `task` has run, and moved so many bytes, by a clock that was read elsewhere.
     pub fn record(&self, task: Task, started: Instant, ended: Instant, bytes: u64) {
         self.record_activity(Activity::Compute, task, started, ended, bytes);
+    }
+
+    /// As [`Self::record`], of a task that has failed.
+    pub fn record_failure(
+        &self,
+        task: Task,
+        started: Instant,
+        ended: Instant,
+        reason: &dyn std::fmt::Display,
+    ) {
+        if let Some(shared) = &self.0 {
+            let failure = Some(reason.to_string().into());
+            shared.event(Activity::Compute, task, started, ended, 0, failure);
+        }
     }
 
     /// As [`Self::record`], of anything.
@@ -112,7 +135,7 @@ impl Recorder {
 
 impl Shared {
     /// A ring for so many records (at least one), and a model with so many layers, and experts a layer.
-    pub(super) fn new(capacity: usize, layers: usize, experts: usize) -> Self {
+    pub(super) fn new(capacity: usize, layers: usize, experts: usize, marks: bool) -> Self {
         Self {
             ring: ArrayQueue::new(capacity.max(1)),
             lost: AtomicU64::new(0),
@@ -122,6 +145,7 @@ impl Shared {
             peak_queue_depth: AtomicUsize::new(0),
             selections: (0..layers * experts).map(|_| AtomicU64::new(0)).collect(),
             experts,
+            marks,
         }
     }
 
@@ -198,7 +222,7 @@ struct Open<'a> {
     task: Task,
     /// Dropped with the rest, after the event has been recorded.
     #[expect(dead_code, reason = "its end is its drop")]
-    mark: Mark,
+    mark: Option<Mark>,
     started: Instant,
     bytes: u64,
     failure: Option<Box<str>>,

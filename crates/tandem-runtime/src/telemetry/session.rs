@@ -13,7 +13,8 @@ use super::csv::CsvFile;
 use super::metric::Metric;
 use super::recorder::{Recorder, Shared};
 use super::summary::{Sources, Summary};
-use super::trace::TraceFile;
+use super::timeline::Timeline;
+use super::trace::{Trace, TraceFile};
 use crate::bandwidth::{BandwidthToken, Monitor};
 use crate::ticker::Ticker;
 
@@ -29,6 +30,8 @@ pub struct TelemetryParams {
     pub layers: usize,
     /// Experts of a layer.
     pub experts: usize,
+    /// Newest records that are kept in memory, for [`Telemetry::trace`] and [`Telemetry::timeline`].
+    pub recent: usize,
     /// Parts of the summary.
     pub metrics: BTreeSet<Metric>,
     /// Where the summary is written to, as JSON.
@@ -39,21 +42,25 @@ pub struct TelemetryParams {
     pub trace: Option<PathBuf>,
     /// Slices and values that the trace has at most, at some 130 bytes each. The first ones are kept.
     pub trace_events: u64,
+    /// Whether tasks are marked for VTune, in programs with the feature `itt`.
+    pub marks: bool,
 }
 
 impl TelemetryParams {
     /// For a model with so many layers, and experts a layer: all metrics and no files. The ring takes 65536 records
-    /// (6 MB, more than a second of decoding), a trace 2 million events.
+    /// (6 MB, more than a second of decoding), a trace 2 million events; none are kept in memory.
     pub fn new(layers: usize, experts: usize) -> Self {
         Self {
             ring: 1 << 16,
             layers,
             experts,
+            recent: 0,
             metrics: Metric::all(),
             json: None,
             csv: None,
             trace: None,
             trace_events: 2_000_000,
+            marks: cfg!(feature = "itt"),
         }
     }
 }
@@ -94,8 +101,10 @@ impl Telemetry {
             trace: trace.transpose()?,
         };
         let json = json.as_deref().map(AtomicFile::create).transpose()?;
-        let shared = Arc::new(Shared::new(params.ring, params.layers, params.experts));
-        let collector = Arc::new(Mutex::new(Collector::new(Arc::clone(&shared), files)));
+        let shared =
+            Arc::new(Shared::new(params.ring, params.layers, params.experts, params.marks));
+        let collector =
+            Arc::new(Mutex::new(Collector::new(Arc::clone(&shared), files, params.recent)));
         let collecting = Arc::clone(&collector);
         let collect = move || lock(&collecting).collect();
         let ticker = Ticker::start("tandem-telemetry", COLLECT_EVERY, collect)
@@ -125,6 +134,28 @@ impl Telemetry {
     /// Summaries tell of `token`.
     pub fn watch_token(&mut self, token: BandwidthToken) {
         self.token = Some(token);
+    }
+
+    /// The newest records as a trace for Perfetto, in JSON: see [`TelemetryParams::recent`].
+    pub fn trace(&self) -> Vec<u8> {
+        let mut trace = Trace::new();
+        let mut collector = lock(&self.collector);
+        collector.collect();
+        collector.recent().for_each(|record| trace.write(record));
+        trace.into_text()
+    }
+
+    /// What a pass or a work packet of that number did, as far as it is still in memory: see
+    /// [`TelemetryParams::recent`].
+    pub fn timeline(&self, packet: u64) -> Timeline {
+        let mut collector = lock(&self.collector);
+        collector.collect();
+        Timeline::new(packet, collector.recent())
+    }
+
+    /// Tokens that each expert of each layer got so far.
+    pub fn selections(&self) -> Vec<Vec<u64>> {
+        self.shared.selections()
     }
 
     /// The session so far.

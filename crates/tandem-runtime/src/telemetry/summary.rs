@@ -56,6 +56,9 @@ pub struct Summary {
     /// Each operation on each device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operations: Option<Vec<OperationSummary>>,
+    /// Each layer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<LayerSummary>>,
     /// The queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue: Option<QueueSummary>,
@@ -107,6 +110,17 @@ pub struct OperationSummary {
     pub bytes: u64,
     /// These per time it took; 0 where it took none.
     pub gbps: f64,
+}
+
+/// The time of a layer's operations.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LayerSummary {
+    /// Its number.
+    pub layer: u16,
+    /// Sum of the times on the CPU.
+    pub cpu_ms: f64,
+    /// Sum of the times on the iGPU.
+    pub igpu_ms: f64,
 }
 
 /// Requests or packets that wait.
@@ -190,6 +204,7 @@ impl Summary {
             trace_events_left_out,
             devices: Device::ALL.map(|device| device_summary(totals, device, elapsed)),
             operations: asked(Metric::KernelDuration).then(|| operation_summaries(totals)),
+            layers: asked(Metric::KernelDuration).then(|| layer_summaries(totals)),
             queue: asked(Metric::QueueDepth).then_some(QueueSummary { current, peak, mean }),
             bandwidth: bandwidth.filter(|_| asked(Metric::MemoryBandwidth)),
             token: token.filter(|_| asked(Metric::MemoryBandwidth)),
@@ -233,6 +248,14 @@ fn operation_summaries(totals: &Totals) -> Vec<OperationSummary> {
         failed: total.failed,
         bytes: total.bytes,
         gbps: ratio(total.bytes, total.durations.total()),
+    });
+    each.collect()
+}
+
+fn layer_summaries(totals: &Totals) -> Vec<LayerSummary> {
+    let each = totals.layers().map(|(layer, times)| {
+        let [cpu_ms, igpu_ms] = times.map(milliseconds);
+        LayerSummary { layer, cpu_ms, igpu_ms }
     });
     each.collect()
 }

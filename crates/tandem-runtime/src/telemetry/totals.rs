@@ -13,6 +13,8 @@ use crate::profile::Operation;
 pub(super) struct Totals {
     /// By place in [`Operation::ALL`], and device.
     operations: BTreeMap<(usize, Device), OperationTotal>,
+    /// Nanoseconds by layer, in the order of [`Device::ALL`].
+    layers: BTreeMap<u16, [u64; Device::ALL.len()]>,
     /// In the order of [`Device::ALL`].
     busy: [BusyTime; Device::ALL.len()],
     /// Of either device.
@@ -57,6 +59,11 @@ impl Totals {
         each.map(|(&(operation, device), total)| (Operation::ALL[operation], device, total))
     }
 
+    /// Layers whose operations have run, with nanoseconds in the order of [`Device::ALL`].
+    pub(super) fn layers(&self) -> impl Iterator<Item = (u16, [u64; Device::ALL.len()])> {
+        self.layers.iter().map(|(&layer, &times)| (layer, times))
+    }
+
     /// Nanoseconds in which `device` ran something.
     pub(super) fn busy(&self, device: Device) -> u64 {
         self.busy[device as usize].total()
@@ -80,6 +87,9 @@ impl Totals {
         total.durations.add(event.duration);
         total.failed += u64::from(event.failure.is_some());
         total.bytes += event.bytes;
+        if let Some(layer) = event.task.layer {
+            self.layers.entry(layer).or_default()[device as usize] += event.duration;
+        }
         self.busy[device as usize].add(event.start, event.end());
         self.busy_any.add(event.start, event.end());
     }

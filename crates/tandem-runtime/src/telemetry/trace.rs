@@ -68,34 +68,23 @@ struct CounterArgs {
     value: f64,
 }
 
+/// Text is handed to the file when there is this much of it: many small writes to memory cost less than to a file.
+const CHUNK: usize = 1 << 16;
+
 /// The file. It appears when it is complete.
 pub(super) struct TraceFile {
     file: AtomicFile,
-    /// The newest entry: many small writes to memory cost less than to a file.
-    entry: Vec<u8>,
-    tracks: BTreeMap<Track, usize>,
+    trace: Trace,
     /// Slices and values that may still be written.
     room: u64,
     left_out: u64,
-    is_first: bool,
 }
 
 impl TraceFile {
     /// A trace of at most so many slices and values.
     pub(super) fn create(path: &Path, most: u64) -> Result<Self, FormatError> {
-        let mut file = AtomicFile::create(path)?;
-        file.append(b"{\"displayTimeUnit\":\"ms\",\"traceEvents\":[")?;
-        let mut trace = Self {
-            file,
-            entry: Vec::new(),
-            tracks: BTreeMap::new(),
-            room: most,
-            left_out: 0,
-            is_first: true,
-        };
-        let args = TrackArgs::Name { name: "Tandem".to_owned() };
-        trace.append(&Entry::Metadata { name: "process_name", pid: PID, tid: 0, args })?;
-        Ok(trace)
+        let file = AtomicFile::create(path)?;
+        Ok(Self { file, trace: Trace::new(), room: most, left_out: 0 })
     }
 
     pub(super) fn write(&mut self, record: &Record) -> Result<(), FormatError> {
@@ -104,14 +93,12 @@ impl TraceFile {
             return Ok(());
         }
         self.room -= 1;
-        match record {
-            Record::Event(event) => self.slice(event),
-            Record::Level(Level { gauge, at, value }) => {
-                let args = CounterArgs { value: *value };
-                let (name, ts) = (gauge.name(), microseconds(*at));
-                self.append(&Entry::Counter { name, pid: PID, ts, args })
-            }
+        self.trace.write(record);
+        if self.trace.text.len() >= CHUNK {
+            self.file.append(&self.trace.text)?;
+            self.trace.text.clear();
         }
+        Ok(())
     }
 
     /// Slices and values for which there was no room.
@@ -120,14 +107,48 @@ impl TraceFile {
     }
 
     pub(super) fn finish(mut self) -> Result<(), FormatError> {
-        self.file.append(b"\n]}\n")?;
+        self.file.append(&self.trace.into_text())?;
         self.file.commit()
     }
+}
 
-    fn slice(&mut self, event: &Event) -> Result<(), FormatError> {
+/// The text of a trace.
+pub(super) struct Trace {
+    text: Vec<u8>,
+    tracks: BTreeMap<Track, usize>,
+    is_first: bool,
+}
+
+impl Trace {
+    pub(super) fn new() -> Self {
+        let text = b"{\"displayTimeUnit\":\"ms\",\"traceEvents\":[".to_vec();
+        let mut trace = Self { text, tracks: BTreeMap::new(), is_first: true };
+        let args = TrackArgs::Name { name: "Tandem".to_owned() };
+        trace.append(&Entry::Metadata { name: "process_name", pid: PID, tid: 0, args });
+        trace
+    }
+
+    /// What is left of it, and its end.
+    pub(super) fn into_text(mut self) -> Vec<u8> {
+        self.text.extend_from_slice(b"\n]}\n");
+        self.text
+    }
+
+    pub(super) fn write(&mut self, record: &Record) {
+        match record {
+            Record::Event(event) => self.slice(event),
+            Record::Level(Level { gauge, at, value }) => {
+                let args = CounterArgs { value: *value };
+                let (name, ts) = (gauge.name(), microseconds(*at));
+                self.append(&Entry::Counter { name, pid: PID, ts, args });
+            }
+        }
+    }
+
+    fn slice(&mut self, event: &Event) {
         let task = event.task;
         let of_token = event.activity != Activity::Compute;
-        let tid = self.track(Track { of_token, device: task.device, worker: task.worker })?;
+        let tid = self.track(Track { of_token, device: task.device, worker: task.worker });
         let cat = match event.activity {
             Activity::Compute => "compute",
             Activity::TokenWait => "token wait",
@@ -146,13 +167,13 @@ impl TraceFile {
                 bytes: event.bytes,
                 error: event.failure.as_deref(),
             },
-        })
+        });
     }
 
     /// The number of a track, which is named and placed when it is first used.
-    fn track(&mut self, track: Track) -> Result<usize, FormatError> {
+    fn track(&mut self, track: Track) -> usize {
         if let Some(&tid) = self.tracks.get(&track) {
-            return Ok(tid);
+            return tid;
         }
         let tid = self.tracks.len() + 1;
         self.tracks.insert(track, tid);
@@ -166,20 +187,17 @@ impl TraceFile {
             ("thread_name", TrackArgs::Name { name }),
             ("thread_sort_index", TrackArgs::Order { sort_index }),
         ] {
-            self.append(&Entry::Metadata { name, pid: PID, tid, args })?;
+            self.append(&Entry::Metadata { name, pid: PID, tid, args });
         }
-        Ok(tid)
+        tid
     }
 
-    fn append(&mut self, entry: &Entry<'_>) -> Result<(), FormatError> {
-        self.entry.clear();
-        self.entry.extend(if self.is_first { &b"\n"[..] } else { b",\n" });
+    fn append(&mut self, entry: &Entry<'_>) {
+        self.text.extend_from_slice(if self.is_first { b"\n" } else { b",\n" });
         self.is_first = false;
-        let written = serde_json::to_writer(&mut self.entry, entry);
-        written.map_err(|error| {
-            FormatError::io(self.file.final_path(), "cannot write", error.into())
-        })?;
-        self.file.append(&self.entry)
+        let written = serde_json::to_writer(&mut self.text, entry);
+        // Keys are text, and memory takes whatever is written to it.
+        written.expect("entries have a form in JSON");
     }
 }
 

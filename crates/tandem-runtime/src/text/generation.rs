@@ -10,7 +10,7 @@ use super::{Context, FinishReason, Generated, Request};
 use crate::error::{Result, RuntimeError};
 use crate::executor::{Executor, LogitsFor, Segment};
 use crate::lookup::Lookup;
-use crate::sampling::Sampler;
+use crate::sampling::{Constraint, Sampler, TokenLogprobs, allows};
 
 /// Tokens of one text that go through the model next.
 pub(crate) struct Step {
@@ -32,6 +32,9 @@ pub(crate) struct Generation<'a> {
     tokenizer: &'a Tokenizer,
     prompt: Vec<u32>,
     sampler: Sampler,
+    constraint: Option<Box<dyn Constraint>>,
+    /// Log probabilities of so many tokens are wanted with each chosen one's.
+    logprobs: Option<usize>,
     lookup: Lookup,
     max_tokens: usize,
     stop_ids: Vec<u32>,
@@ -58,20 +61,41 @@ impl<'a> Generation<'a> {
         request: &Request,
         listener: Listener<'a>,
     ) -> Result<Self> {
+        Self::resuming(context, tokenizer, prompt, 0, request, listener)
+    }
+
+    /// As [`Self::new`], where so many tokens at the prompt's end are the answer's beginning, which another has written.
+    /// Their text was shown: what comes after it is this one's.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(crate) fn resuming(
+        context: &mut Context,
+        tokenizer: &'a Tokenizer,
+        prompt: Vec<u32>,
+        written: usize,
+        request: &Request,
+        listener: Listener<'a>,
+    ) -> Result<Self> {
         let begun = Instant::now();
         let sampler = Sampler::new(request.sampling.clone())?;
         check_prompt(&prompt, context.capacity())?;
         let cached_tokens = context.common(&prompt);
         context.truncate(cached_tokens);
+        let (before, written) = prompt.split_at(prompt.len().saturating_sub(written));
+        let mut output = Output::new(tokenizer, before, request, listener);
+        let ended = output.skip(written);
         Ok(Self {
             tokenizer,
             sampler,
+            constraint: request.constraint.clone(),
+            logprobs: request.logprobs,
             lookup: Lookup::new(request.lookup),
             max_tokens: request.max_tokens.unwrap_or(usize::MAX),
             stop_ids: request.stop_ids.clone(),
-            output: Output::new(tokenizer, &prompt, request, listener),
+            output,
             replay: Vec::new(),
-            ended: false,
+            ended,
             begun,
             read: None,
             generated: Generated {
@@ -84,7 +108,7 @@ impl<'a> Generation<'a> {
     }
 
     /// Whether some of the prompt has not been read.
-    fn is_reading(&self) -> bool {
+    pub(crate) fn is_reading(&self) -> bool {
         self.read.is_none()
     }
 
@@ -143,9 +167,14 @@ impl<'a> Generation<'a> {
         &self.generated.ids
     }
 
+    /// What the model made of them, where that was asked for.
+    pub(crate) fn logprobs(&self) -> &[TokenLogprobs] {
+        &self.generated.logprobs
+    }
+
     /// The text so far.
     pub(crate) fn text(&self) -> &str {
-        &self.output.text
+        self.output.text()
     }
 
     /// What comes next, of at most so many tokens; none at the end.
@@ -190,12 +219,14 @@ impl<'a> Generation<'a> {
         if step.wanted == LogitsFor::None {
             return Ok(());
         }
-        let mut chosen: Vec<u32> = Vec::with_capacity(rows.len());
+        let mut chosen: Vec<Choice> = Vec::with_capacity(rows.len());
         for row in rows {
-            let id = self.choose(row, &context.ids)?;
-            chosen.push(id);
+            let choice = self.choose(row, &context.ids)?;
+            let id = choice.id;
+            chosen.push(choice);
             context.ids.push(id);
-            if guesses.get(chosen.len() - 1) != Some(&id) {
+            // What comes after the end of the text need not be chosen, and a constraint could not say what may.
+            if guesses.get(chosen.len() - 1) != Some(&id) || self.stop_ids.contains(&id) {
                 break;
             }
         }
@@ -206,17 +237,37 @@ impl<'a> Generation<'a> {
         } else {
             self.count(step.drafted, chosen.len());
         }
-        self.write(&chosen, context.ids.len() == context.capacity());
+        self.write(chosen, context.ids.len() == context.capacity());
         Ok(())
     }
 
-    fn choose(&mut self, row: &Row<'_>, before: &[u32]) -> Result<u32> {
-        if self.sampler.choices().is_some() {
-            self.sampler.sample_of(&row.most_likely)
-        } else {
-            let tokenizer = self.tokenizer;
-            self.sampler.sample(row.logits, before, |id| tokenizer.has_token(id))
+    /// Of how many of the most likely tokens the next one is chosen; `None` where all logits are needed.
+    fn choices(&self) -> Option<usize> {
+        let all = self.constraint.is_some() || self.logprobs.is_some();
+        self.sampler.choices().filter(|_| !all)
+    }
+
+    fn choose(&mut self, row: &Row<'_>, before: &[u32]) -> Result<Choice> {
+        if self.choices().is_some() {
+            return Ok(Choice { id: self.sampler.sample_of(&row.most_likely)?, logprobs: None });
         }
+        let tokenizer = self.tokenizer;
+        let has_token = |id| tokenizer.has_token(id);
+        let id = match &mut self.constraint {
+            None => self.sampler.sample(row.logits, before, has_token)?,
+            Some(constraint) => {
+                let failed = |message| RuntimeError::Constraint { message };
+                let mask = constraint.mask().map_err(failed)?;
+                let allowed = |id| allows(mask, id) && has_token(id);
+                let none = || RuntimeError::Constraint { message: "no token may come next".into() };
+                let id = self.sampler.sample(row.logits, before, allowed).map_err(|_| none())?;
+                constraint.accept(id).map_err(failed)?;
+                id
+            }
+        };
+        let logprobs =
+            self.logprobs.map(|count| TokenLogprobs::new(row.logits, id, count, has_token));
+        Ok(Choice { id, logprobs })
     }
 
     /// Tokens were chosen after some guesses.
@@ -229,15 +280,16 @@ impl<'a> Generation<'a> {
     }
 
     /// Takes chosen tokens into the answer, up to its end.
-    fn write(&mut self, chosen: &[u32], context_full: bool) {
+    fn write(&mut self, chosen: Vec<Choice>, context_full: bool) {
         let answer = &mut self.generated;
         self.ended = self.output.cancelled || answer.ids.len() >= self.max_tokens;
-        for &id in chosen {
+        for Choice { id, logprobs } in chosen {
             if self.ended {
                 return;
             }
             let stops = self.stop_ids.contains(&id) || {
                 answer.ids.push(id);
+                answer.logprobs.extend(logprobs);
                 self.output.token(id)
             };
             if stops {
@@ -263,7 +315,7 @@ impl<'a> Generation<'a> {
         let finish =
             if self.output.cancelled { FinishReason::Cancelled } else { self.generated.finish };
         Generated {
-            text: self.output.text,
+            text: self.output.into_text(),
             finish,
             prompt_time: read - self.begun,
             decode_time: read.elapsed(),
@@ -279,6 +331,12 @@ pub(crate) fn check_prompt(prompt: &[u32], context: usize) -> Result<()> {
         tokens if tokens > context => Err(RuntimeError::PromptTooLong { tokens, context }),
         _ => Ok(()),
     }
+}
+
+/// A token that was chosen.
+struct Choice {
+    id: u32,
+    logprobs: Option<TokenLogprobs>,
 }
 
 /// What the model says comes after a token.
@@ -318,8 +376,8 @@ pub(crate) fn advance(
     let largest: Vec<Largest<'_>> = turns
         .iter()
         .flat_map(|turn| {
-            // None where the sampler wants to see all logits.
-            let count = turn.text.sampler.choices().unwrap_or(0);
+            // None where all logits are to be seen.
+            let count = turn.text.choices().unwrap_or(0);
             (0..turn.rows()).map(move |_| count)
         })
         .map(|count| Largest::new(count, &allowed))

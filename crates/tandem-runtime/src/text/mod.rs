@@ -8,5 +8,6 @@ mod session;
 
 pub(crate) use context::{Context, common};
 pub(crate) use generation::{Generation, Step, Turn, advance, check_prompt};
+pub use output::{Listener, Output};
 pub use request::{FinishReason, Generated, Request};
 pub use session::Session;

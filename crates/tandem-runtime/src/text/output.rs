@@ -9,20 +9,24 @@ use super::Request;
 use crate::stop::{Filtered, StopFilter};
 
 /// Gets the text as it comes, in whole characters, and says whether to go on. Now and then it is asked with no text.
-pub(crate) type Listener<'a> = Box<dyn FnMut(&str) -> ControlFlow<()> + 'a>;
+pub type Listener<'a> = Box<dyn FnMut(&str) -> ControlFlow<()> + 'a>;
 
-/// From ids to the listener: detokenizer, then stop strings.
-pub(super) struct Output<'a> {
+/// From ids to the listener: detokenizer, then stop strings. For those who get ids from elsewhere, too.
+pub struct Output<'a> {
     detokenizer: Detokenizer<'a>,
     filter: StopFilter,
     listener: Listener<'a>,
-    pub(super) text: String,
+    /// What was shown.
+    text: String,
+    /// How much of that another has shown.
+    skipped: usize,
     pub(super) cancelled: bool,
     stopped: bool,
 }
 
 impl<'a> Output<'a> {
-    pub(super) fn new(
+    /// Of an answer to `prompt`; of the request its stop strings count, and whether it continues the prompt.
+    pub fn new(
         tokenizer: &'a Tokenizer,
         prompt: &[u32],
         request: &Request,
@@ -39,6 +43,7 @@ impl<'a> Output<'a> {
             filter: StopFilter::new(&request.stop_strings),
             listener,
             text: String::new(),
+            skipped: 0,
             cancelled: false,
             stopped: false,
         }
@@ -51,11 +56,37 @@ impl<'a> Output<'a> {
     }
 
     /// Takes a token; answers whether the text ends here.
-    pub(super) fn token(&mut self, id: u32) -> bool {
+    pub fn token(&mut self, id: u32) -> bool {
         let text = self.detokenizer.push(id).unwrap_or_default();
         self.show(&text);
         // A token that completes no character shows nothing, but a cancelled text must end all the same.
         self.stopped || self.poll()
+    }
+
+    /// Takes tokens whose text another has shown: the listener hears of what comes after it. Answers whether the text ends
+    /// here.
+    pub fn skip(&mut self, written: &[u32]) -> bool {
+        let nobody = Box::new(|_: &str| ControlFlow::Continue(()));
+        let listener = std::mem::replace(&mut self.listener, nobody);
+        let ended = written.iter().any(|&id| self.token(id));
+        self.listener = listener;
+        self.skipped = self.text.len();
+        ended
+    }
+
+    /// What the listener got.
+    pub fn text(&self) -> &str {
+        &self.text[self.skipped..]
+    }
+
+    /// As [`Self::text`], at the end.
+    pub(super) fn into_text(mut self) -> String {
+        self.text.split_off(self.skipped)
+    }
+
+    /// Whether a stop string came.
+    pub fn has_stopped(&self) -> bool {
+        self.stopped
     }
 
     fn show(&mut self, text: &str) {
@@ -77,7 +108,7 @@ impl<'a> Output<'a> {
     }
 
     /// Shows what was held back.
-    pub(super) fn finish(&mut self) {
+    pub fn finish(&mut self) {
         if self.stopped {
             return;
         }

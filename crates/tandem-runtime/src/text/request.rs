@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::sampling::SamplingParams;
+use crate::sampling::{Constraint, SamplingParams, TokenLogprobs};
 
 /// What to generate.
 #[derive(Clone, Debug)]
@@ -21,6 +21,26 @@ pub struct Request {
     /// Whether the answer goes on where the prompt's text ends, so that a space between the two belongs to it. The
     /// answer to a conversation begins anew.
     pub continues_prompt: bool,
+    /// Log probabilities of the chosen tokens, and of so many of the most likely ones with each; `None` is none at all.
+    pub logprobs: Option<usize>,
+    /// What the answer may look like.
+    pub constraint: Option<Box<dyn Constraint>>,
+}
+
+impl Request {
+    /// Until the text ends, with no stop strings, no guesses and nothing else asked for.
+    pub fn new(sampling: SamplingParams, stop_ids: Vec<u32>) -> Self {
+        Self {
+            max_tokens: None,
+            sampling,
+            stop_ids,
+            stop_strings: Vec::new(),
+            lookup: 0,
+            continues_prompt: false,
+            logprobs: None,
+            constraint: None,
+        }
+    }
 }
 
 /// Why a text ended.
@@ -53,6 +73,8 @@ impl FinishReason {
 pub struct Generated {
     /// Generated ids, without the stop id.
     pub ids: Vec<u32>,
+    /// What the model made of each of them, where that was asked for.
+    pub logprobs: Vec<TokenLogprobs>,
     /// The text.
     pub text: String,
     /// Why it ended.
@@ -80,6 +102,7 @@ impl Generated {
     pub(crate) fn unread(prompt_tokens: usize) -> Self {
         Self {
             ids: Vec::new(),
+            logprobs: Vec::new(),
             text: String::new(),
             finish: FinishReason::Cancelled,
             prompt_tokens,

@@ -55,7 +55,7 @@ impl Session {
         let context = &mut self.context;
         let mut text =
             Generation::new(context, tokenizer, prompt.to_vec(), request, Box::new(listener))?;
-        while let Some(step) = text.next_step(context, executor.batch()) {
+        while let Some(step) = text.next_step(context, executor.pass_limit()) {
             let turn = Turn { text: &mut text, context: &mut *context, step };
             advance(executor, tokenizer, vec![turn])?.into_iter().collect::<Result<()>>()?;
         }

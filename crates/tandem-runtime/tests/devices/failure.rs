@@ -11,7 +11,7 @@ use super::{PLANS, all_on_the_gpu, greedy, on_every_gpu, on_every_shared_memory,
 /// When each kind of failure comes, as the number of occasions that pass before it, and what is said of it.
 const FAULTS: [(Fault, [usize; 2], &str); 5] = [
     (Fault::Allocation, [0, 5], "memory: a test wants it so"),
-    (Fault::Build, [0, 1], "clBuildProgram failed"),
+    (Fault::Build, [0, 1], "does not compile for"),
     (Fault::Enqueue, [3, 300], "clEnqueueNDRangeKernel failed"),
     (Fault::TimeOut, [0, 7], "hangs, or is far too slow"),
     (Fault::DeviceLost, [0, 7], "clFinish failed"),

@@ -3,16 +3,22 @@
 //!
 //! As for the conformance suite of `tandem-gpu`, `cargo xtask test` installs the devices.
 
+#[path = "../support/operations.rs"]
+mod one_by_one;
 #[path = "../../../tandem-gpu/tests/conformance/runtimes.rs"]
 #[allow(dead_code)] // the names of platforms are for the conformance suite
 mod runtimes;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod experts;
 mod failure;
 mod golden;
+mod operations;
 mod packed;
 mod pages;
+mod pipeline;
+mod policies;
 mod work;
 
 use std::path::Path;
@@ -20,7 +26,7 @@ use std::sync::Arc;
 
 use support::Setup;
 use tandem_cpu::{Cpu, ThreadTeam};
-use tandem_gpu::{Device, Gpu, GpuOptions, ProgramCache, Sharing};
+use tandem_gpu::{Device, ExpertCacheSettings, Gpu, GpuOptions, ProgramCache, Sharing};
 use tandem_memory::{KvType, Packing};
 use tandem_model::{Checkpoint, PhimoeConfig};
 use tandem_runtime::plan::{Placement, Plan, Planner};
@@ -31,9 +37,14 @@ const BATCH: usize = 20;
 
 /// Takes a device into use.
 fn open(device: &Device, sharing: Option<Sharing>) -> Gpu {
+    open_with(device, sharing, ExpertCacheSettings::default())
+}
+
+/// The same, with wishes for the cache of experts.
+fn open_with(device: &Device, sharing: Option<Sharing>, experts: ExpertCacheSettings) -> Gpu {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
     let cache = Some(ProgramCache::in_folder(folder, 256 << 20));
-    let options = GpuOptions { sharing, cache, ..GpuOptions::default() };
+    let options = GpuOptions { sharing, cache, experts, ..GpuOptions::default() };
     Gpu::open(device.clone(), options).expect("the device opens")
 }
 

@@ -10,13 +10,15 @@ use std::process::ExitCode;
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use tandem_gpu::CacheStatistics;
 use tandem_memory::{KvCache, PAGE_TOKENS};
 use tandem_model::Checkpoint;
 use tandem_runtime::bench::{self, Test, Work};
 use tandem_runtime::{Executor, Session};
 
-use crate::options::{ComputeOptions, ModelOption, PlacementOptions};
+use crate::options::{ComputeOptions, ModelOption, PlacementOptions, TelemetryOptions};
 use crate::placement::Placing;
+use crate::watch::Watch;
 use crate::{engine, progress};
 
 /// Measure how fast a model runs, as llama-bench does, and what share of the memory's bandwidth it uses
@@ -25,7 +27,10 @@ use crate::{engine, progress};
 /// and how fast it multiplies 8-bit numbers. "roofline" is the share of it that is used: when generating, of the
 /// bandwidth, by the bytes that a token must read; when reading a prompt, of the arithmetic. "barriers" is how often all
 /// threads wait for each other to generate a token. Where a GPU takes part, "waits" is how often the CPU waits for it, and
-/// "GPU" its share of the bytes that are read; the roofline is that of the CPU alone. Rates and shares are medians.
+/// "GPU" its share of the bytes that are read; the roofline is that of the CPU alone. Where it has only some of the experts
+/// at a time, "hits" is how many of their uses found them there, and "overlap" how much of the time of uploads no kernel
+/// waited for. Rates and shares are medians. With --background,
+/// "GB/s used" is what operations read, by the time they took with their pauses.
 #[derive(Args)]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
@@ -100,6 +105,9 @@ pub(crate) struct BenchArgs {
 
     #[command(flatten)]
     place: PlacementOptions,
+
+    #[command(flatten)]
+    telemetry: TelemetryOptions,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -129,10 +137,16 @@ struct Row {
     bytes_per_token: Option<f64>,
     roofline: Option<f64>,
     barriers_per_token: Option<f64>,
+    /// Bytes per second that operations read, waiting included: what `--background` caps.
+    used_bandwidth: f64,
+    /// The cap.
+    background_gbps: Option<f64>,
     /// How often a token makes the CPU wait for the GPU.
     waits_per_token: Option<f64>,
     /// Of the bytes that are read, those that the GPU reads.
     igpu_share: Option<f64>,
+    /// What the GPU's cache of experts did, where it has one.
+    expert_cache: Option<CacheStatistics>,
     profile: Vec<profile::Row>,
 }
 
@@ -145,7 +159,10 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         return stdin::serve(&checkpoint, &mut executor, &mut session);
     }
     note!("{}", engine::describe(&checkpoint, &executor, &placing));
-    executor.record_gpu_times(args.profile);
+    let watch = Watch::start(&args.telemetry, &mut executor, &placing)?;
+    if args.profile {
+        executor.record_gpu_times(true);
+    }
     let tests = tests(args);
     let bar = progress::count(tests.len() as u64, "tests");
     let mut rows = Vec::new();
@@ -155,6 +172,7 @@ pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     }
     bar.finish_and_clear();
     engine::note_failure(&executor);
+    watch.finish()?;
     let text = match args.output {
         Form::Md if args.profile => output::markdown(&rows) + &profile::markdown(&rows),
         Form::Md => output::markdown(&rows),
@@ -231,7 +249,9 @@ fn row(
 ) -> anyhow::Result<Row> {
     let Case { test, sequences } = case;
     let total = checkpoint.summary().total();
+    let before = executor.expert_cache()?.unwrap_or_default();
     let measured = case.run(args, executor, session)?;
+    let expert_cache = executor.expert_cache()?.map(|after| after.since(&before));
     let profile = executor.profile().clone();
     let tokens = (args.repetitions * case.tokens()) as f64;
     let (bytes, roofline) = match test.work {
@@ -268,9 +288,12 @@ fn row(
         bytes_per_token: bytes,
         roofline,
         profile: profile::rows(&profile, args.repetitions * case.tokens()),
+        used_bandwidth: profile::bytes(&profile) / profile.total_time().as_secs_f64(),
+        background_gbps: args.telemetry.background,
         barriers_per_token: bytes.map(|_| measured.barriers_per_token),
         waits_per_token: executor.gpu().map(|_| measured.waits_per_token),
         igpu_share: executor.gpu().map(|_| profile::igpu_share(&profile)),
+        expert_cache,
     })
 }
 

@@ -15,7 +15,9 @@ use tandem_runtime::{FinishReason, Generated, RuntimeError};
 
 use crate::engine::Engine;
 use crate::interrupt;
-use crate::options::{ComputeOptions, GenerateOptions, ModelOption, PlacementOptions};
+use crate::options::{
+    ComputeOptions, GenerateOptions, ModelOption, PlacementOptions, TelemetryOptions,
+};
 use crate::report::Statistics;
 
 const HELP: &str = "\
@@ -47,11 +49,14 @@ pub(crate) struct ChatArgs {
 
     #[command(flatten)]
     place: PlacementOptions,
+
+    #[command(flatten)]
+    telemetry: TelemetryOptions,
 }
 
 pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     args.generate.sampling().validate()?;
-    let engine = Engine::load(&args.model, &args.compute, &args.place)?;
+    let engine = Engine::load(&args.model, &args.compute, &args.place, &args.telemetry)?;
     engine.template()?;
     note!("{}\n/help shows what you can do besides talking", engine.describe());
     interrupt::install()?;
@@ -85,6 +90,7 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     if let Some(path) = &history {
         save_history(&mut editor, path);
     }
+    conversation.engine.finish_telemetry()?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -106,7 +106,7 @@ fn cpu_report(measure: bool) -> anyhow::Result<CpuReport> {
 fn device_reports(found: Vec<Device>, choice: &DeviceChoice, measure: bool) -> Vec<DeviceReport> {
     let infos: Vec<_> = found.iter().map(Device::info).collect();
     // Without a model nothing is known of what it needs.
-    let verdicts = choose(&infos, choice, 0, 0);
+    let verdicts = choose(&infos, choice, tandem_gpu::Needs::default());
     let reports = found.iter().zip(verdicts).map(|(device, verdict)| {
         let mut report = DeviceReport {
             info: device.info().clone(),

@@ -10,9 +10,11 @@ use clap::builder::FalseyValueParser;
 use tandem_model::chat::Message;
 use tandem_runtime::{FinishReason, Request};
 
-use crate::engine::Engine;
+use crate::engine::{self, Engine};
 use crate::interrupt;
-use crate::options::{ComputeOptions, GenerateOptions, ModelOption, PlacementOptions};
+use crate::options::{
+    ComputeOptions, GenerateOptions, ModelOption, PlacementOptions, TelemetryOptions,
+};
 use crate::report::Statistics;
 
 /// Answer a prompt: the text goes to stdout as it is written, statistics to stderr
@@ -49,12 +51,15 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     place: PlacementOptions,
+
+    #[command(flatten)]
+    telemetry: TelemetryOptions,
 }
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let prompt = prompt_text(&args.prompt)?;
     args.generate.sampling().validate()?;
-    let mut engine = Engine::load(&args.model, &args.compute, &args.place)?;
+    let mut engine = Engine::load(&args.model, &args.compute, &args.place, &args.telemetry)?;
     // Only now: until the first token, Ctrl-C ends the program as it ends any other.
     interrupt::install()?;
     if !args.quiet {
@@ -72,7 +77,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     )?;
     output.end(&generated.text)?;
     engine.note_failure();
+    engine.finish_telemetry()?;
     let statistics = Statistics::new(engine.load_time, &generated);
+    let experts = engine::expert_cache(&engine.executor)?;
     if args.json {
         let object = serde_json::json!({
             "text": generated.text,
@@ -81,10 +88,14 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             "finish_reason": generated.finish.name(),
             "seed": request.sampling.seed,
             "statistics": statistics,
+            "expert_cache": experts,
         });
         writeln!(std::io::stdout(), "{object}")?;
     } else if !args.quiet {
         note!("{}", statistics.line());
+        if let Some(done) = &experts {
+            note!("{}", engine::describe_expert_cache(done));
+        }
         if generated.finish == FinishReason::ContextFull {
             note!(
                 "the answer ends here because the context of {} tokens is full",
@@ -97,7 +108,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The prompt from the arguments or from stdin.
-fn prompt_text(words: &[String]) -> anyhow::Result<String> {
+pub(crate) fn prompt_text(words: &[String]) -> anyhow::Result<String> {
     let mut stdin = std::io::stdin();
     let text = match words {
         [] if stdin.is_terminal() => bail!(
@@ -114,7 +125,7 @@ fn prompt_text(words: &[String]) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn read_to_end(input: &mut impl Read) -> anyhow::Result<String> {
+pub(crate) fn read_to_end(input: &mut impl Read) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     input.read_to_end(&mut bytes).context("cannot read the prompt from stdin")?;
     String::from_utf8(bytes).context("the prompt on stdin is not UTF-8 text")

@@ -115,6 +115,74 @@ fn a_limit_keeps_the_gpu_out() {
 }
 
 #[test]
+fn what_the_gpu_fails_at_is_said_and_the_cpu_goes_on() {
+    let Some(device) = device() else { return };
+    let config = scratch("gpu-config");
+    let (expected, _) = run(with(config.path()).args(RUN));
+    let put_aside = "the GPU failed and was put aside, and the CPU goes on: ";
+    for (fault, line, reason) in [
+        ("build", put_aside, ".cl does not compile for "),
+        ("enqueue", put_aside, "clEnqueueNDRangeKernel failed"),
+        ("time-out", put_aside, "the device took "),
+        ("device-lost", put_aside, "clFinish failed"),
+        // Too little memory for the weights.
+        ("allocation", "the CPU computes everything: ", "cannot allocate "),
+    ] {
+        let mut command = with(config.path());
+        command.args(RUN).args(["--device", device, "--placement", "igpu", "--gpu-fault", fault]);
+        let (text, notes) = run(&mut command);
+        assert_eq!(text, expected, "{fault}");
+        let is_it = |found: &&str| found.starts_with(line) && found.contains(reason);
+        assert_eq!(notes.lines().filter(is_it).count(), 1, "{fault}: {notes}");
+    }
+}
+
+/// As a GPU with memory of its own, with room for a part of the experts.
+#[test]
+fn a_cache_of_experts_changes_nothing_but_what_is_there() {
+    let Some(device) = device() else { return };
+    let config = scratch("gpu-config");
+    let gpu = ["--device", device, "--placement", "igpu", "--gpu-memory", "own"];
+    let (expected, _) = run(with(config.path()).args(RUN));
+    // All experts of the demo model are 15 MB, those of a layer 2.5.
+    for (mb, words) in [("4", "expert cache: "), ("64", "no expert cache: all experts fit")] {
+        let mut command = with(config.path());
+        command.args(RUN).args(gpu).args(["--expert-cache-mb", mb, "--explain"]);
+        let (text, notes) = run(&mut command);
+        assert_eq!(text, expected, "{mb}");
+        assert!(notes.lines().any(|line| line.starts_with(words)), "{notes}");
+        assert_eq!(notes.contains("uses found their expert"), mb == "4", "{notes}");
+    }
+    let mut command = with(config.path());
+    command.args(RUN).args(gpu).args(["--expert-cache-mb", "1"]);
+    let (text, notes) = run(&mut command);
+    assert_eq!(text, expected);
+    let reason =
+        "the CPU computes everything: expert cache: expected at least 3 MB for the experts";
+    assert!(notes.contains(reason), "{notes}");
+    // Where memory is shared there is nothing to cache.
+    let mut command = with(config.path());
+    command.args(RUN).args(["--device", device, "--placement", "igpu", "--explain"]);
+    let (_, notes) = run(command.args(["--expert-cache-mb", "4"]));
+    assert!(notes.contains("no expert cache: the device reads experts where they are"), "{notes}");
+}
+
+#[test]
+fn bench_shows_the_cache_of_experts() {
+    let Some(device) = device() else { return };
+    let config = scratch("gpu-config");
+    let mut command = with(config.path());
+    command.args(["bench", "-p", "8", "-n", "2", "-r", "1", "-c", "64", "--device", device]);
+    command.args(["--placement", "igpu", "--gpu-memory", "own", "--expert-cache-mb", "4"]);
+    let rows: Value = serde_json::from_str(&run(command.args(["-o", "json"])).0).unwrap();
+    for row in rows.as_array().unwrap() {
+        let cache = &row["expert_cache"];
+        assert!(cache["misses"].as_u64().unwrap() > 0, "{row}");
+        assert!(cache["upload_seconds"].as_f64().unwrap() > 0.0, "{row}");
+    }
+}
+
+#[test]
 fn what_was_measured_decides() {
     let Some(device) = device() else { return };
     let config = scratch("gpu-config");

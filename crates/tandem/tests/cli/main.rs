@@ -9,7 +9,9 @@ mod logits;
 mod onnx;
 mod other;
 mod plan;
+mod policies;
 mod run;
+mod scheduler;
 mod threads;
 
 use std::path::PathBuf;

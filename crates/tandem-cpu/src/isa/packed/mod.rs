@@ -58,34 +58,12 @@ mod avxvnni;
 mod generic;
 
 use half::f16;
-use tandem_memory::PackedType;
-use tandem_memory::packed::{BLOCK_COLS, TILE_ROWS};
+use tandem_memory::packed::TILE_ROWS;
+use tandem_memory::{PackedType, QuantizedBlock};
 
 pub(super) use generic::Generic;
 #[cfg(target_arch = "x86_64")]
 pub(super) use {avx2::Avx2, avx512::Avx512, avxvnni::AvxVnni};
-
-/// 32 activations in 8 bits: `x = scale * value`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[repr(C)]
-pub(crate) struct QuantizedBlock {
-    /// From -127 to 127.
-    pub(crate) values: [i8; BLOCK_COLS],
-    /// NaN where an activation was not finite: so is every result then.
-    pub(crate) scale: f32,
-    /// -8 times the sum of the values: what the offset of 4-bit weights adds to a dot product.
-    pub(crate) offset: i32,
-    /// That in two parts: of the first two values of every group of 4, and of the last two.
-    pub(crate) halves: [i16; 2],
-}
-
-impl QuantizedBlock {
-    /// From the values, and the sums of the first two and of the last two values of every group of 4.
-    fn new(values: [i8; BLOCK_COLS], scale: f32, sums: [i16; 2]) -> Self {
-        let halves = sums.map(|sum| -8 * sum);
-        Self { values, scale, offset: halves.map(i32::from).iter().sum(), halves }
-    }
-}
 
 /// Sums of one token for the rows of a tile.
 pub(crate) type TileSums = [f32; TILE_ROWS];

@@ -6,11 +6,11 @@
 
 use std::ops::{Range, RangeInclusive};
 
-use tandem_memory::PackedMatrix;
 use tandem_memory::packed::TILE_ROWS;
+use tandem_memory::{PackedMatrix, QuantizedBlock};
 
 use super::{Cut, Output};
-use crate::isa::{PackedKernels, QuantizedBlock, TileSums, Tiles};
+use crate::isa::{PackedKernels, TileSums, Tiles};
 use crate::ops::Input;
 use crate::scratch::with_scratch;
 

@@ -23,14 +23,8 @@ fn executor_and_text() -> (Executor, Text) {
 }
 
 fn begin(rounds: &mut Rounds<'_>, prompt: Vec<u32>, max_tokens: usize) -> Handle {
-    let request = Request {
-        max_tokens: Some(max_tokens),
-        sampling: SamplingParams::GREEDY,
-        stop_ids: vec![],
-        stop_strings: vec![],
-        lookup: 0,
-        continues_prompt: false,
-    };
+    let mut request = Request::new(SamplingParams::GREEDY, vec![]);
+    request.max_tokens = Some(max_tokens);
     let (handle, job) = channel(prompt, request);
     rounds.begin(job);
     handle
@@ -53,9 +47,9 @@ fn progress(rounds: &Rounds<'_>) -> Vec<(usize, usize, usize)> {
 #[test]
 fn prompts_take_turns_and_no_one_who_writes_waits_for_more_than_a_chunk() {
     let (executor, text) = executor_and_text();
-    let queue = Queue::default();
+    let (queue, status) = (Queue::default(), Status::default());
     let pool = executor.kv_pool(800, KvType::F16).unwrap();
-    let mut rounds = Rounds::new(executor, &text.tokenizer, &queue, OPTIONS, &pool);
+    let mut rounds = Rounds::new(executor, &text.tokenizer, (&queue, &status), OPTIONS, &pool);
     // They have nothing in common.
     let prompt = |len: u32| (5 * len..6 * len).collect::<Vec<u32>>();
     let writer = begin(&mut rounds, prompt(40), 100);
@@ -95,9 +89,9 @@ fn finish(rounds: &mut Rounds<'_>) {
 #[test]
 fn pages_are_kept_for_prompts_that_begin_alike() {
     let (executor, text) = executor_and_text();
-    let queue = Queue::default();
+    let (queue, status) = (Queue::default(), Status::default());
     let pool = executor.kv_pool(4 * 64, KvType::F16).unwrap();
-    let mut rounds = Rounds::new(executor, &text.tokenizer, &queue, OPTIONS, &pool);
+    let mut rounds = Rounds::new(executor, &text.tokenizer, (&queue, &status), OPTIONS, &pool);
     let mut cached = |prompt: Vec<u32>| {
         let handle = begin(&mut rounds, prompt, 1);
         finish(&mut rounds);
@@ -123,9 +117,9 @@ fn pages_are_kept_for_prompts_that_begin_alike() {
 #[test]
 fn what_texts_have_in_common_is_read_once() {
     let (executor, text) = executor_and_text();
-    let queue = Queue::default();
+    let (queue, status) = (Queue::default(), Status::default());
     let pool = executor.kv_pool(4 * 256, KvType::F16).unwrap();
-    let mut rounds = Rounds::new(executor, &text.tokenizer, &queue, OPTIONS, &pool);
+    let mut rounds = Rounds::new(executor, &text.tokenizer, (&queue, &status), OPTIONS, &pool);
     let prompt = |tail: u32| [(5..145).collect(), vec![tail; 7]].concat();
     let together = [200, 201, 202].map(|tail| begin(&mut rounds, prompt(tail), 20));
     // While one reads, the others wait.
@@ -147,9 +141,9 @@ fn what_texts_have_in_common_is_read_once() {
 #[test]
 fn where_pages_run_out_the_last_texts_are_interrupted_and_lose_nothing() {
     let (executor, text) = executor_and_text();
-    let queue = Queue::default();
+    let (queue, status) = (Queue::default(), Status::default());
     let pool = executor.kv_pool(4 * 64, KvType::F32).unwrap();
-    let mut rounds = Rounds::new(executor, &text.tokenizer, &queue, OPTIONS, &pool);
+    let mut rounds = Rounds::new(executor, &text.tokenizer, (&queue, &status), OPTIONS, &pool);
     let stories = stories();
     let pages: usize =
         stories.iter().map(|s| (s.ids.len() + s.greedy.len() - 1).div_ceil(64)).sum();
@@ -181,9 +175,9 @@ fn where_pages_run_out_the_last_texts_are_interrupted_and_lose_nothing() {
 #[test]
 fn interrupted_texts_can_be_cancelled() {
     let (executor, text) = executor_and_text();
-    let queue = Queue::default();
+    let (queue, status) = (Queue::default(), Status::default());
     let pool = executor.kv_pool(3 * 64, KvType::F16).unwrap();
-    let mut rounds = Rounds::new(executor, &text.tokenizer, &queue, OPTIONS, &pool);
+    let mut rounds = Rounds::new(executor, &text.tokenizer, (&queue, &status), OPTIONS, &pool);
     let _first = begin(&mut rounds, (5..45).collect(), 140);
     let second = begin(&mut rounds, (100..140).collect(), 140);
     while rounds.paused.is_empty() {

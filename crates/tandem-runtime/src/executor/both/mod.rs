@@ -8,22 +8,24 @@
 //!
 //! Experts are split in the rows of gate and up, and then in those of down. To split down by the columns that follow from
 //! gate's rows would spare the wait between the two, but then both devices have a part of every sum, and the result is
-//! neither's.
+//! neither's. Experts may also be shared out whole ([`experts`]).
 
+mod experts;
 mod split;
 
 use std::ops::Range;
 
 use tandem_cpu::Cpu;
-use tandem_cpu::ops::{self, Largest, Precision, Product};
+use tandem_cpu::ops::{self, Largest, Precision, Product, Weights};
 use tandem_gpu::GpuVec;
 use tandem_gpu::ops::Output;
 use tandem_model::TensorId;
 use tandem_model::catalogue::LayerTensor as L;
 
 use super::activations::{Activation, Activations};
-use super::cpu::{Activated, CpuInput, down_precision};
-use super::igpu::{Expert, Igpu, cost, of_layer};
+use super::cpu::down_precision;
+use super::igpu::{Expert, Igpu, Plain, cost, of_layer};
+use super::input::{Activated, ProductInput};
 use super::pass::Pass;
 use crate::error::Result;
 use crate::experts::ExpertUses;
@@ -36,7 +38,8 @@ impl Pass<'_> {
     /// Computes one step on both devices, `share` of the rows on the GPU.
     pub(super) fn on_both(&mut self, step: Step, share: f32) -> Result<()> {
         let layer = usize::from(step.layer.unwrap_or_default());
-        let (bytes, arithmetic) = cost(self.model, self.batch, self.caches[0], step);
+        let used = self.activations.uses.experts().count();
+        let (bytes, arithmetic) = cost(self.model, self.batch, step, Some(used));
         let part = |whole: usize| (whole as f64 * f64::from(share)) as usize;
         self.profile.given_to_gpu(step.operation, part(bytes), part(arithmetic));
         let (wanted, largest) = (self.wanted_numbers(), self.largest);
@@ -112,7 +115,7 @@ struct Both<'a> {
     cpu: &'a Cpu,
     igpu: &'a mut Igpu,
     model: &'a Model,
-    input: &'a mut CpuInput,
+    input: &'a mut ProductInput,
     profile: &'a mut Profile,
     /// Room for results that are put together.
     parts: &'a mut Activation<f32>,
@@ -143,7 +146,7 @@ impl Both<'_> {
         let names = products.each_ref().map(|product| (product.weights, product.bias));
         let count = self.count.unwrap_or(x.len());
         let tokens = count / whole[0].cols();
-        let own_memory = self.bring(x)?;
+        let own_memory = self.bring((what, x), count, &whole, Precision::Bits8)?;
         let apart = own_memory || tokens > 1;
         let first_launch = self.igpu.gpu().launches();
         let (rest, mut copy) = self.parts.both_sides();
@@ -152,19 +155,22 @@ impl Both<'_> {
             .map(|product| Split::new(product.out, tokens, share, apart.then_some(&mut parts)));
         // Where results are put together, that is when they are added.
         let direct = if apart { Output::Replace } else { output };
-        let (x, input, profile) = (&*x, &mut *self.input, &mut *self.profile);
-        self.igpu.products(model, |scope, mut on_igpu| {
-            let lent = x.lend(scope)?.slice(0..count);
+        let (x, input, profile) = (&*x, &*self.input, &mut *self.profile);
+        self.igpu.products(model, cpu, input, &[], |scope, mut on_igpu| {
+            let plain = (!all_packed(&whole)).then(|| x.lend(scope)).transpose()?;
+            let plain = plain.map(|plain| plain.slice(0..count));
+            let lent = Plain { what, numbers: count, x: plain };
             let copy = copy.as_deref_mut().map(|copy| scope.vec_mut(copy)).transpose()?;
-            let mut products = Vec::with_capacity(N);
+            let (mut given, mut products) = (Vec::with_capacity(N), Vec::with_capacity(N));
             for (i, split) in splits.iter_mut().enumerate() {
                 let (weights, bias) = names[i];
                 let out = Split::lend(&mut *split.igpu, split.at, copy.as_ref(), scope)?;
-                on_igpu.dense((weights, Some(bias)), (what, &lent), direct, &out)?;
+                given.push((weights, Some(bias), out));
                 products.push((i, split.first, &mut *split.cpu));
             }
+            on_igpu.dense(&given, &lent, direct)?;
             scope.submit()?;
-            let input = input.of(cpu, (what, &x[..count]), &whole, Precision::Bits8);
+            let input = input.on_cpu(&x[..count], &whole);
             products.retain(|(_, _, out)| !out.is_empty());
             let mut products: Vec<Product<'_>> = products
                 .into_iter()
@@ -198,7 +204,8 @@ impl Both<'_> {
         // Both devices look at the uses; the CPU at a copy of its own.
         let selected = if gated { uses.numbers.clone() } else { uses.tokens.to_vec() };
         let experts: Vec<(u16, Range<usize>)> = uses.experts().collect();
-        if self.bring(x)? {
+        let count = x.len();
+        if self.bring((what, x), count, &whole, precision)? {
             uses.upload(self.igpu.gpu())?;
         }
         let first_launch = self.igpu.gpu().launches();
@@ -206,18 +213,22 @@ impl Both<'_> {
         let mut parts = Parts { rest, taken: 0 };
         let mut splits =
             products.map(|(_, out)| Split::new(out, selected.len(), share, Some(&mut parts)));
-        let (x, input, profile) = (&*x, &mut *self.input, &mut *self.profile);
-        self.igpu.products(model, |scope, mut on_igpu| {
-            let (lent, uses) = (x.lend(scope)?, uses.lend(scope)?);
+        let used: Vec<usize> = experts.iter().map(|(expert, _)| usize::from(*expert)).collect();
+        let (x, input, profile) = (&*x, &*self.input, &mut *self.profile);
+        self.igpu.products(model, cpu, input, &used, |scope, mut on_igpu| {
+            let plain = (!all_packed(&whole)).then(|| x.lend(scope)).transpose()?;
+            let lent = Plain { what, numbers: count, x: plain };
+            let uses = uses.lend(scope)?;
             let copy = copy.as_deref_mut().map(|copy| scope.vec_mut(copy)).transpose()?;
-            let mut rest = Vec::with_capacity(N);
+            let (mut given, mut rest) = (Vec::with_capacity(N), Vec::with_capacity(N));
             for (split, which) in splits.iter_mut().zip(names) {
                 let out = Split::lend(&mut *split.igpu, split.at, copy.as_ref(), scope)?;
-                on_igpu.experts((layer, which), &uses, (what, &lent), &out)?;
+                given.push((which, out));
                 rest.push((which, split.first, split.rows - split.first, &mut *split.cpu));
             }
+            on_igpu.experts(layer, &given, &uses, &lent)?;
             scope.submit()?;
-            let input = input.of(cpu, (what, x), &whole, precision);
+            let input = input.on_cpu(x, &whole);
             let mut products = Vec::with_capacity(N * experts.len());
             for (which, first_row, rows, mut outs) in rest.into_iter().filter(|rest| rest.2 > 0) {
                 for (expert, range) in &experts {
@@ -235,18 +246,34 @@ impl Both<'_> {
         finish(self.igpu, cpu, self.profile, operation, parts, first_launch, Output::Replace)
     }
 
-    /// Brings the input to a GPU with memory of its own, and makes room for results there; answers whether it is one.
-    fn bring(&mut self, x: &mut Activation<f32>) -> Result<bool> {
+    /// Quantizes the input for both devices, brings it to a GPU with memory of its own, and makes room for results there;
+    /// answers whether it is one.
+    fn bring(
+        &mut self,
+        (what, x): (Activated, &mut Activation<f32>),
+        count: usize,
+        weights: &[Weights<'_>],
+        precision: Precision,
+    ) -> Result<bool> {
+        self.input.prepare(self.cpu, (what, &x[..count]), weights, precision);
+        self.input.bring(self.igpu.gpu())?;
         let Some(gpu) = self.igpu.own_memory() else { return Ok(false) };
-        x.upload(gpu)?;
+        if !all_packed(weights) {
+            x.upload(gpu)?;
+        }
         self.parts.upload(gpu)?;
         Ok(true)
     }
 }
 
+/// Whether 8 bits are all that products with these take.
+fn all_packed(weights: &[Weights<'_>]) -> bool {
+    weights.iter().all(Weights::is_packed)
+}
+
 /// Once both devices are done: brings back what the GPU has written to memory of its own, and puts rows together.
 fn finish<const N: usize>(
-    igpu: &Igpu,
+    igpu: &mut Igpu,
     cpu: &Cpu,
     profile: &mut Profile,
     operation: Op,
@@ -255,7 +282,8 @@ fn finish<const N: usize>(
     output: Output,
 ) -> Result<()> {
     profile.waited(operation);
-    igpu.add_times(profile, first_launch, &[(operation, igpu.gpu().launches())])?;
+    let launches = igpu.gpu().launches();
+    igpu.add_times(profile, first_launch, &[(operation, launches)])?;
     for split in splits {
         if let Some(copy) = &copy {
             igpu.gpu().read_at(copy, split.at, split.igpu)?;

@@ -3,8 +3,8 @@
 use tandem_cpu::ops::{self, Precision, Product, Queries, Sequence};
 use tandem_model::catalogue::LayerTensor as L;
 
-use super::Activated;
 use crate::error::Result;
+use crate::executor::input::Activated;
 use crate::executor::pass::Pass;
 use crate::profile::Operation;
 
@@ -49,7 +49,7 @@ impl Pass<'_> {
             sequences.push(Sequence { queries, kv: kv.layer(layer), out });
         }
         ops::attention_all(self.cpu, &mut sequences, config.sliding_window);
-        let (bytes, arithmetic) = self.batch.attention_cost(config, self.caches[0]);
+        let (bytes, arithmetic) = self.batch.attention_cost(config);
         self.profile.lap_with(Operation::AttentionCompute, bytes, arithmetic);
         Ok(())
     }

@@ -3,7 +3,7 @@
 use tandem_cpu::ops::{self, Largest, LayerNorm, Precision, Product};
 use tandem_model::TensorId;
 
-use super::Activated;
+use crate::executor::input::Activated;
 use crate::executor::pass::Pass;
 use crate::profile::Operation;
 
@@ -17,7 +17,8 @@ impl Pass<'_> {
         for (x, &id) in rows.zip(&self.batch.ids) {
             embedding.decode_row(id as usize, x);
         }
-        self.profile.lap(Operation::Embedding);
+        let bytes = self.batch.ids.len() * embedding.row_bytes();
+        self.profile.lap_with(Operation::Embedding, bytes, 0);
     }
 
     /// Of the tokens whose logits are wanted; they come first in `normed` then, and in the residual stream, which nobody

@@ -7,7 +7,7 @@ use tandem_model::catalogue::LayerTensor as L;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 use tandem_model::router::sparsemixer;
 
-use super::Activated;
+use crate::executor::input::Activated;
 use crate::executor::pass::Pass;
 use crate::model::LayerWeights;
 use crate::profile::Operation;
@@ -43,7 +43,8 @@ impl Pass<'_> {
         let config = self.model.config();
         let acts = &mut *self.activations;
         let logits = acts.router.chunks_exact(config.n_experts);
-        let chosen = acts.chosen.as_chunks_mut::<EXPERTS_PER_TOKEN>().0.iter_mut();
+        let choices = acts.choices(layer);
+        let chosen = acts.chosen[choices].as_chunks_mut::<EXPERTS_PER_TOKEN>().0.iter_mut();
         let weights = acts.chosen_weights.as_chunks_mut::<EXPERTS_PER_TOKEN>().0.iter_mut();
         for ((logits, chosen), weights) in logits.zip(chosen).zip(weights) {
             let routing = sparsemixer(logits, config.router_jitter);
@@ -58,13 +59,14 @@ impl Pass<'_> {
     pub(in crate::executor) fn record_choices(&mut self, layer: usize) {
         let acts = &*self.activations;
         if let Some(trace) = self.trace.as_deref_mut() {
-            trace.record(layer, &acts.router, &acts.chosen, &acts.chosen_weights);
+            let chosen = &acts.chosen[acts.choices(layer)];
+            trace.record(layer, &acts.router, chosen, &acts.chosen_weights);
         }
     }
 
-    pub(super) fn expert_dispatch(&mut self) {
+    pub(super) fn expert_dispatch(&mut self, layer: usize) {
         let acts = &mut *self.activations;
-        acts.uses.fill(&acts.chosen, &acts.chosen_weights);
+        acts.uses.fill(&acts.chosen[acts.choices(layer)], &acts.chosen_weights);
         self.profile.lap(Operation::ExpertDispatch);
     }
 

@@ -16,7 +16,7 @@ pub(super) struct Lent<'scope> {
     pub(super) v: RegionMut<'scope, f32>,
     pub(super) mixed: RegionMut<'scope, f32>,
     pub(super) router: RegionMut<'scope, f32>,
-    pub(super) chosen: RegionMut<'scope, u32>,
+    chosen: RegionMut<'scope, u32>,
     pub(super) chosen_weights: RegionMut<'scope, f32>,
     pub(super) uses: Uses<'scope>,
     pub(super) gate: RegionMut<'scope, f32>,
@@ -59,5 +59,13 @@ impl<'scope> Lent<'scope> {
             spans: scope.vec_mut(spans)?,
             caches,
         })
+    }
+}
+
+impl<'scope> Lent<'scope> {
+    /// The experts of each token in a layer.
+    pub(super) fn chosen(&self, layer: usize) -> RegionMut<'scope, u32> {
+        let uses = self.chosen_weights.len();
+        self.chosen.slice_mut(layer * uses..(layer + 1) * uses)
     }
 }

@@ -10,21 +10,25 @@ mod products;
 mod steps;
 mod weights;
 
-use tandem_gpu::ops::{self, Heads, Precision, QuantizedVec};
-use tandem_gpu::{Gpu, GpuVec, Scope, Sharing};
+use std::time::Instant;
+
+use tandem_cpu::Cpu;
+use tandem_gpu::ops::{self, Heads};
+use tandem_gpu::{ExpertMemory, Gpu, GpuVec, Scope, Sharing};
 use tandem_memory::KvCache;
 use tandem_model::PhimoeConfig;
-use tandem_model::config::EXPERTS_PER_TOKEN;
 
+use super::input::ProductInput;
 use super::pass::Pass;
 use crate::error::Result;
 use crate::model::Model;
 use crate::plan::Step;
-use crate::profile::Operation;
+use crate::profile::{Operation, Profile};
 use cache::DeviceCaches;
 pub(super) use cost::cost;
 use lent::Lent;
-pub(super) use products::Products;
+use products::InEightBits;
+pub(super) use products::{Plain, Products};
 use steps::Enqueue;
 use weights::{DeviceWeights, missing_kernels};
 pub(super) use weights::{Expert, of_layer};
@@ -39,38 +43,43 @@ pub(super) struct Igpu {
     caches: DeviceCaches,
     /// Whether times of kernels are kept.
     recording: bool,
+    /// Those of the newest run, step by step.
+    step_times: Vec<(Instant, Instant)>,
+    /// A moment, and the device's clock then: see `cost`.
+    clock: Option<(Instant, u64)>,
 }
 
 /// Memory that the GPU alone uses.
 pub(super) struct Room {
-    /// The input of products with packed weights.
-    quantized: QuantizedVec,
     /// What attention makes of each span of keys, for caches up to a capacity.
     spans: GpuVec<f32>,
     capacity: usize,
 }
 
 impl Igpu {
-    /// Takes a GPU into use for batches of up to so many tokens.
+    /// Takes a GPU into use.
     ///
     /// # Errors
     /// When memory cannot be had, or the model's weights are not where the GPU can use them.
-    pub(super) fn new(gpu: Gpu, model: &Model, batch: usize) -> tandem_gpu::Result<Self> {
+    pub(super) fn new(gpu: Gpu, model: &Model) -> tandem_gpu::Result<Self> {
         let config = model.config();
         let weights = DeviceWeights::new(&gpu, model)?;
         gpu.scope(|scope| weights.lend(scope, model).map(drop))?;
-        let widest = config.hidden_size.max(config.q_dim());
-        let gated = EXPERTS_PER_TOKEN * Precision::Bits16.planes() * config.expert_width;
-        let room = Room {
-            quantized: QuantizedVec::new(&gpu, batch * widest.max(gated), Precision::Bits8)?,
-            spans: gpu.zeros(1)?,
-            capacity: 0,
-        };
+        let room = Room { spans: gpu.zeros(1)?, capacity: 0 };
         let refused = Operation::ALL.map(|operation| match operation {
             Operation::AttentionCompute => ops::attention_heads_fault(heads(config)),
             _ => missing_kernels(model, operation),
         });
-        Ok(Self { gpu, weights, room, refused, caches: DeviceCaches::default(), recording: false })
+        Ok(Self {
+            gpu,
+            weights,
+            room,
+            refused,
+            caches: DeviceCaches::default(),
+            recording: false,
+            step_times: Vec::new(),
+            clock: None,
+        })
     }
 
     pub(super) fn gpu(&self) -> &Gpu {
@@ -82,22 +91,32 @@ impl Igpu {
         (self.gpu.memory().sharing() == Sharing::None).then_some(&self.gpu)
     }
 
-    /// Lends weights for products that `work` enqueues, and waits for them at the end.
+    /// Where the experts are.
+    pub(super) fn expert_memory(&self) -> &ExpertMemory {
+        self.weights.expert_memory()
+    }
+
+    /// Lends weights for products of what `input` holds, or of activations in f32, that `work` enqueues, and waits for
+    /// them at the end. Of the experts those are needed that are `used`.
     ///
     /// # Errors
     /// Those of `work`, and those of waiting.
     pub(super) fn products<'env, T>(
         &'env mut self,
         model: &'env Model,
+        cpu: &'env Cpu,
+        input: &'env ProductInput,
+        used: &[usize],
         work: impl for<'scope> FnOnce(
             &'scope Scope<'scope, 'env>,
             Products<'scope, 'env>,
         ) -> tandem_gpu::Result<T>,
     ) -> tandem_gpu::Result<T> {
-        let Self { gpu, weights, room, .. } = self;
+        let Self { gpu, weights, .. } = self;
         gpu.scope(|scope| {
-            let (weights, room) = (weights.lend(scope, model)?, room.quantized.lend(scope)?);
-            work(scope, Products::new(scope, weights, room))
+            let (weights, there) = (weights.lend(scope, model)?, input.lend(scope)?);
+            let input = InEightBits::only(there);
+            work(scope, Products::new(scope, weights, cpu, input, used.to_vec()))
         })
     }
 
@@ -127,6 +146,15 @@ impl Room {
 impl Pass<'_> {
     /// Computes some steps on the GPU, and waits for them.
     pub(super) fn on_igpu(&mut self, steps: &[Step]) -> Result<()> {
+        self.on_igpu_beside(steps, |_| Ok(()))
+    }
+
+    /// Computes some steps on the GPU, has the CPU do something meanwhile, and then waits for the GPU.
+    pub(super) fn on_igpu_beside(
+        &mut self,
+        steps: &[Step],
+        meanwhile: impl FnOnce(&mut Profile) -> Result<()>,
+    ) -> Result<()> {
         let Some(igpu) = self.igpu.as_deref_mut() else {
             panic!("a plan for a GPU that is not there");
         };
@@ -142,7 +170,7 @@ impl Pass<'_> {
             self.activations.upload(&igpu.gpu)?;
         }
         if attends {
-            igpu.caches.bring(&igpu.gpu, own_memory, self.caches, &attended)?;
+            igpu.caches.bring(&igpu.gpu, own_memory, &self.caches, &attended)?;
         }
         for &layer in &attended {
             for (part, kv) in batch.parts.iter().zip(&mut *self.caches) {
@@ -150,18 +178,21 @@ impl Pass<'_> {
             }
         }
         for &step in steps {
-            let (bytes, arithmetic) = cost(model, batch, self.caches[0], step);
+            let (bytes, arithmetic) = cost(model, batch, step, None);
             self.profile.given_to_gpu(step.operation, bytes, arithmetic);
         }
-        igpu.room.fit(&igpu.gpu, model.config(), self.caches)?;
+        igpu.room.fit(&igpu.gpu, model.config(), &self.caches)?;
+        let used = self.activations.used_experts(igpu, steps)?;
+        self.input.bring(&igpu.gpu)?;
         let (caches, activations) = (&mut *self.caches, &mut *self.activations);
+        let (input, cpu) = (&mut *self.input, self.cpu);
         let (profile, mut marks) = (&mut *self.profile, Vec::with_capacity(steps.len()));
-        let Igpu { gpu, weights, room: Room { quantized, spans, .. }, caches: known, .. } =
-            &mut *igpu;
-        let first = gpu.launches();
-        gpu.scope(|scope| {
-            let (weights, room) = (weights.lend(scope, model)?, quantized.lend(scope)?);
-            let products = Products::new(scope, weights, room);
+        let Igpu { gpu, weights, room: Room { spans, .. }, caches: known, .. } = &mut *igpu;
+        let (first, mut beside) = (gpu.launches(), Ok(()));
+        let left = gpu.scope(|scope| {
+            let (weights, (room, there)) = (weights.lend(scope, model)?, input.lend_room(scope)?);
+            let input = InEightBits { room: Some(room), there };
+            let products = Products::new(scope, weights, cpu, input, used);
             let pages = if attends { known.lend(scope, caches)? } else { Vec::new() };
             let lent = Lent::new(scope, activations, spans, pages)?;
             let mut enqueue = Enqueue::new(scope, model.config(), products, lent, batch);
@@ -170,12 +201,18 @@ impl Pass<'_> {
                 marks.push((step.operation, scope.gpu().launches()));
                 profile.lap(step.operation);
             }
-            Ok(())
+            if let Some(&Step { operation: Operation::ExpertDispatch, layer, .. }) = steps.last() {
+                enqueue.prefetch_experts(usize::from(layer.unwrap_or_default()))?;
+            }
+            scope.submit()?;
+            beside = meanwhile(profile);
+            Ok(enqueue.left())
         })?;
+        beside?;
+        self.input.left_by_gpu(left);
         let Some(&last) = steps.last() else { return Ok(()) };
         self.profile.waited(last.operation);
         igpu.add_times(self.profile, first, &marks)?;
-        self.input.clear();
         if own_memory {
             for (part, kv) in batch.parts.iter().zip(&mut *self.caches) {
                 let positions = part.start..part.end();

@@ -69,7 +69,7 @@ fn make(folder: &Path) -> anyhow::Result<PathBuf> {
     let deb = folder.join("tandem.deb");
     run(Command::new("cargo")
         .current_dir(root())
-        .args(["deb", "--package", "tandem", "--no-build", "--quiet", "--output"])
+        .args(["deb", "--package", "tandem", "--no-build", "--strip", "--quiet", "--output"])
         .arg(&deb))?;
     Ok(deb)
 }

@@ -78,6 +78,11 @@ impl Address {
         }
     }
 
+    /// Whether ZeroMQ has to be told that it is an address of IPv6.
+    pub(crate) fn is_ipv6(&self) -> bool {
+        matches!(self, Self::Tcp { host, .. } if host.contains(':'))
+    }
+
     /// What ZeroMQ binds: it wants an address of an interface, not a name for one.
     pub(crate) fn to_bind(&self) -> String {
         match self {
@@ -143,7 +148,7 @@ fn check_folder(path: &Path) -> Result<(), IpcError> {
 
 /// Whether a peer with this address is on this machine. Sockets in the file system have none.
 pub(crate) fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 #[cfg(test)]

@@ -219,7 +219,7 @@ pub(crate) fn answer(
         device_used: match result.placement {
             Placement::Cpu => "cpu",
             Placement::Igpu => "igpu",
-            Placement::Split(_) => "split",
+            Placement::Split(_) | Placement::Experts(_) => "split",
         }
         .to_owned(),
         memory_used_mb: bytes / 1e6,

@@ -178,6 +178,14 @@ impl Graph {
         Value(name.to_owned())
     }
 
+    /// An input of one whole number that callers may leave out.
+    pub(crate) fn optional_int(&mut self, name: &str, default: i64) -> Value {
+        let value = self.input(name, DataType::Int64, &[]);
+        let bytes = default.to_le_bytes().to_vec();
+        self.constant(name.to_owned(), DataType::Int64, Vec::new(), bytes);
+        value
+    }
+
     /// Makes a value an output, whose name becomes `name`.
     pub(crate) fn output(&mut self, value: &Value, name: &str, kind: DataType, dims: &[Dim]) {
         self.name(value, name);

@@ -4,6 +4,7 @@
 //! are in the cache already. Ids are random but the same in every run; what they are makes no difference to a dense
 //! weight, and spreads tokens over all experts. One untimed run warms up.
 
+mod foreign;
 mod together;
 
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use tandem_memory::KvCache;
 use crate::error::{Result, RuntimeError};
 use crate::executor::{Executor, LogitsFor};
 use crate::lookup::Lookup;
+pub use foreign::ForeignPrepared;
 pub use together::{Together, run_together};
 
 /// What is timed.
@@ -75,7 +77,7 @@ impl Prepared {
         if tokens > kv.capacity() {
             return Err(RuntimeError::PromptTooLong { tokens, context: kv.capacity() });
         }
-        let mut ids = random_ids(executor, tokens, 0);
+        let mut ids = random_ids(executor.model().config().vocab_size, tokens, 0);
         kv.clear();
         prompt(executor, kv, &ids[..test.depth])?;
         ids.drain(..test.depth);
@@ -267,8 +269,8 @@ pub fn replay(
 }
 
 /// The same ids for the same seed.
-fn random_ids(executor: &Executor, count: usize, seed: u64) -> Vec<u32> {
-    let vocab = u32::try_from(executor.model().config().vocab_size).unwrap_or(u32::MAX);
+fn random_ids(vocab_size: usize, count: usize, seed: u64) -> Vec<u32> {
+    let vocab = u32::try_from(vocab_size).unwrap_or(u32::MAX);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..count).map(|_| rng.random_range(0..vocab)).collect()
 }

@@ -7,6 +7,7 @@ use tandem_model::ModelError;
 use crate::bandwidth::BadCap;
 use crate::policy::UnknownPolicy;
 use crate::telemetry::TelemetryError;
+use crate::text::ForeignError;
 
 /// Why the runtime could not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,9 @@ pub enum RuntimeError {
     /// The KV cache.
     #[error(transparent)]
     Kv(#[from] KvError),
+    /// Another library that computes the model.
+    #[error("{0}")]
+    Foreign(ForeignError),
     /// Threads could not be started.
     #[error("cannot start {threads} threads: {source}")]
     Threads {

@@ -40,5 +40,8 @@ pub use model::Model;
 pub use profile::{Cost, Operation, Profile};
 pub use sampling::{Constraint, Sampler, SamplingParams, TokenLogprobs};
 pub use stop::{Filtered, StopFilter};
-pub use text::{FinishReason, Generated, Listener, Output, Request, Session};
+pub use text::{
+    FinishReason, ForeignError, ForeignModel, ForeignSession, Generated, Listener, Output, Request,
+    Session,
+};
 pub use usual::fresh_seed;

@@ -35,6 +35,8 @@ fn request(max_tokens: usize) -> Request {
         stop_strings: vec![],
         lookup: 0,
         continues_prompt: true,
+        logprobs: None,
+        constraint: None,
     }
 }
 

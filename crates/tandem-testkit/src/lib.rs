@@ -21,8 +21,8 @@ pub use fuzz::fuzz_inputs;
 pub use opencl::{OPENCL_EXPECTED, OpenClRuntimes};
 pub use programs::{PROGRAMS, PROGRAMS_EXPECTED, has_program, program_is_installed};
 pub use python::{
-    client_python, onnx_python, openai_python, python, python_environment, run_python,
-    run_python_in, web_python,
+    client_python, onednn_library, onnx_python, onnxruntime_library, openai_python, python,
+    python_environment, run_python, run_python_in, web_python,
 };
 pub use rng::Rng;
 

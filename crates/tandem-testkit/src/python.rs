@@ -30,6 +30,27 @@ pub fn onnx_python() -> PathBuf {
     INTERPRETER.clone()
 }
 
+/// The folder with ONNX Runtime's library, as its package brings it into the environment of [`onnx_python()`].
+///
+/// # Panics
+/// As [`python()`], and where the package has no library.
+pub fn onnxruntime_library() -> PathBuf {
+    let lib = onnx_python().with_file_name("../lib");
+    let pythons = fs::read_dir(lib).expect("an environment has lib").map(|e| e.unwrap().path());
+    let mut capi = pythons.map(|python| python.join("site-packages/onnxruntime/capi"));
+    capi.find(|folder| folder.is_dir()).expect("the package has capi")
+}
+
+/// The folder with oneDNN's library, in an environment with the packages of `testdata/onednn-requirements.txt`.
+///
+/// # Panics
+/// As [`python()`].
+pub fn onednn_library() -> PathBuf {
+    static INTERPRETER: LazyLock<PathBuf> =
+        LazyLock::new(|| prepare("test-onednn", "onednn-requirements.txt"));
+    INTERPRETER.with_file_name("../lib")
+}
+
 /// As [`python()`], with the packages of `testdata/web-requirements.txt`.
 ///
 /// # Panics

@@ -9,7 +9,7 @@ use tandem_cpu::Cpu;
 use tandem_gpu::{CacheStatistics, Gpu};
 use tandem_memory::{Allocator, Packing, SystemMemory};
 use tandem_model::chat::{ChatTemplate, Message};
-use tandem_model::{Checkpoint, Text};
+use tandem_model::{Checkpoint, SpecialIds, Text};
 use tandem_runtime::{Executor, Model, Operation, Request, Session};
 
 use crate::options::{
@@ -70,27 +70,17 @@ impl Engine {
 
     /// What to generate, with the model's own stop ids.
     pub(crate) fn request(&self, options: &GenerateOptions) -> Request {
-        Request {
-            max_tokens: options.max_tokens,
-            stop_strings: options.stop.clone(),
-            lookup: options.lookup,
-            ..Request::new(options.sampling(), self.checkpoint.special_ids().stop.clone())
-        }
+        request(options, self.checkpoint.special_ids())
     }
 
     /// The ids of a conversation that the model is to continue with its answer.
     pub(crate) fn conversation(&self, messages: &[Message]) -> anyhow::Result<Vec<u32>> {
-        Ok(self.text.tokenizer.encode(&self.template()?.render(messages, true)?)?)
+        conversation(&self.text, self.checkpoint.path(), messages)
     }
 
     /// The model's chat template.
     pub(crate) fn template(&self) -> anyhow::Result<&ChatTemplate> {
-        self.text.template.as_ref().with_context(|| {
-            format!(
-                "{}: this model has no chat template; use `tandem run --raw` to continue a plain text",
-                self.checkpoint.path().display()
-            )
-        })
+        template(&self.text, self.checkpoint.path())
     }
 
     /// One line for the user: what runs where, and why.
@@ -111,6 +101,34 @@ impl Engine {
     }
 }
 
+/// What to generate, with a model's own stop ids.
+pub(crate) fn request(options: &GenerateOptions, special: &SpecialIds) -> Request {
+    Request {
+        max_tokens: options.max_tokens,
+        stop_strings: options.stop.clone(),
+        lookup: options.lookup,
+        ..Request::new(options.sampling(), special.stop.clone())
+    }
+}
+
+/// The ids of a conversation that a model, which came from `path`, is to continue with its answer.
+pub(crate) fn conversation(
+    text: &Text,
+    path: &Path,
+    messages: &[Message],
+) -> anyhow::Result<Vec<u32>> {
+    Ok(text.tokenizer.encode(&template(text, path)?.render(messages, true)?)?)
+}
+
+fn template<'a>(text: &'a Text, path: &Path) -> anyhow::Result<&'a ChatTemplate> {
+    text.template.as_ref().with_context(|| {
+        format!(
+            "{}: this model has no chat template; use `tandem run --raw` to continue a plain text",
+            path.display()
+        )
+    })
+}
+
 /// One line for the user: what runs where, and why.
 pub(crate) fn describe(checkpoint: &Checkpoint, executor: &Executor, placing: &Placing) -> String {
     let path = checkpoint.path();
@@ -121,7 +139,9 @@ pub(crate) fn describe(checkpoint: &Checkpoint, executor: &Executor, placing: &P
         let (decode, prompts) = (plan(1), plan(executor.batch()));
         format!(" and {}: {decode}, prompts {prompts}", gpu.device().info().full_name())
     });
-    format!("{name} on the CPU with {threads}{} ({})", gpu.unwrap_or_default(), placing.why)
+    let onednn = executor.onednn().map(|onednn| format!(", prompts by {}", onednn.describe()));
+    let (gpu, onednn) = (gpu.unwrap_or_default(), onednn.unwrap_or_default());
+    format!("{name} on the CPU with {threads}{gpu}{onednn} ({})", placing.why)
 }
 
 /// What the GPU is to compute and cannot, with reasons.
@@ -172,6 +192,16 @@ pub(crate) fn open(model: Option<&str>, compute: &ComputeOptions) -> anyhow::Res
 /// Loads the weights, with a progress bar, and starts the threads. Where a GPU is to take part and cannot, that is noted,
 /// and the CPU computes everything.
 pub(crate) fn executor(
+    checkpoint: &Checkpoint,
+    compute: &ComputeOptions,
+    placing: &mut Placing,
+) -> anyhow::Result<Executor> {
+    let mut executor = loaded(checkpoint, compute, placing)?;
+    compute.prefill.apply(&mut executor, checkpoint, compute)?;
+    Ok(executor)
+}
+
+fn loaded(
     checkpoint: &Checkpoint,
     compute: &ComputeOptions,
     placing: &mut Placing,
@@ -239,13 +269,13 @@ pub(crate) fn session(
     executor: &Executor,
     compute: &ComputeOptions,
 ) -> anyhow::Result<Session> {
-    Session::new(executor, context(checkpoint, compute)?, compute.kv_type.into())
+    let context = context(checkpoint.config().context_length, compute)?;
+    Session::new(executor, context, compute.kv_type.into())
         .context("cannot hold a context of that length; --ctx takes a shorter one")
 }
 
-/// Tokens that prompt and answer may have together.
-pub(crate) fn context(checkpoint: &Checkpoint, compute: &ComputeOptions) -> anyhow::Result<usize> {
-    let made_for = checkpoint.config().context_length;
+/// Tokens that prompt and answer may have together, by a model that was made for so many.
+pub(crate) fn context(made_for: usize, compute: &ComputeOptions) -> anyhow::Result<usize> {
     let context = compute.ctx.unwrap_or(made_for);
     if context > made_for {
         bail!(

@@ -9,12 +9,17 @@ pub(crate) const EXIT_CODE: u8 = 130;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+
 /// Catches Ctrl-C from now on.
 pub(crate) fn install() -> anyhow::Result<()> {
+    if INSTALLED.load(Ordering::Relaxed) {
+        return Ok(());
+    }
     install_with(|| {})
 }
 
-/// As [`install`], and calls `stop` the first time.
+/// As [`install`], and calls `stop` the first time. Nothing may have been installed before.
 pub(crate) fn install_with(mut stop: impl FnMut() + Send + 'static) -> anyhow::Result<()> {
     ctrlc::set_handler(move || {
         if REQUESTED.swap(true, Ordering::Relaxed) {
@@ -22,7 +27,9 @@ pub(crate) fn install_with(mut stop: impl FnMut() + Send + 'static) -> anyhow::R
         }
         stop();
     })
-    .context("cannot catch Ctrl-C")
+    .context("cannot catch Ctrl-C")?;
+    INSTALLED.store(true, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Catches Ctrl-C from now on; what this returns is ready once it comes.

@@ -9,13 +9,16 @@ macro_rules! note {
     }};
 }
 
+mod backend;
 mod commands;
 mod demo;
 mod engine;
 mod figures;
 mod interrupt;
+mod onnx_engine;
 mod options;
 mod placement;
+mod prefill;
 mod progress;
 mod report;
 #[expect(dead_code, reason = "the commands that serve are built on it")]

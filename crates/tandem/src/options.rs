@@ -14,6 +14,8 @@ use tandem_runtime::partition::Wanted;
 use tandem_runtime::telemetry::TelemetryParams;
 use tandem_runtime::{DEFAULT_BATCH, SamplingParams, fresh_seed};
 
+use crate::prefill::PrefillOptions;
+
 /// Which model, and where it comes from.
 #[derive(Args, Clone)]
 pub(crate) struct ModelOption {
@@ -32,6 +34,11 @@ pub(crate) struct DeviceOption {
 }
 
 impl DeviceOption {
+    /// Whether any GPU will do.
+    pub(crate) fn is_auto(&self) -> bool {
+        self.device == "auto"
+    }
+
     pub(crate) fn choice(&self) -> DeviceChoice {
         self.device.parse().unwrap_or_else(|never: std::convert::Infallible| match never {})
     }
@@ -171,6 +178,9 @@ pub(crate) struct ComputeOptions {
     /// Precision of the keys and values kept for earlier tokens
     #[arg(long, value_name = "TYPE", env = "TANDEM_KV_TYPE", value_enum, default_value_t = KvPrecision::F16)]
     pub(crate) kv_type: KvPrecision,
+
+    #[command(flatten)]
+    pub(crate) prefill: PrefillOptions,
 
     /// Let every token see all earlier ones, even where the model's config says only the nearest
     #[arg(long, env = "TANDEM_NO_SLIDING_WINDOW", value_parser = FalseyValueParser::new())]

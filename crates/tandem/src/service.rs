@@ -102,7 +102,7 @@ impl Service {
         let (tokenizer, template) = (Arc::new(tokenizer), template.map(Arc::new));
         let mut placing = Placing::new(&checkpoint, compute, &options.place)?;
         let executor = engine::executor(&checkpoint, compute, &mut placing)?;
-        let context = engine::context(&checkpoint, compute)?;
+        let context = engine::context(checkpoint.config().context_length, compute)?;
         let description = engine::describe(&checkpoint, &executor, &placing);
         let instrumentation = watch::service(&options.telemetry, &executor, &placing)?;
         let setup = EngineSetup {

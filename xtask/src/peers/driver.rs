@@ -73,6 +73,14 @@ impl Driver {
             .sum()
     }
 
+    /// The most memory that the program has had in RAM so far, files that it maps included; `None` where the system does
+    /// not tell.
+    pub(super) fn peak_memory(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
+    }
+
     fn number(&mut self, request: &str, field: &str) -> anyhow::Result<f64> {
         let answer = self.request(request)?;
         answer[field].as_f64().with_context(|| format!("{request}: no `{field}` in {answer}"))

@@ -47,6 +47,7 @@ pub(super) fn contests(places: &Places, args: &PeersArgs) -> anyhow::Result<Vec<
                 tandem_model: tandem_model.clone(),
                 tandem_weights: weight_type.name(),
                 peer,
+                peer_takes_options: false,
                 peer_weights: described(weight_type, &lookalike),
                 peer_bytes_per_token: Some(lookalike.summary().total().bytes_per_token),
                 threads,

@@ -5,6 +5,8 @@
 
 mod driver;
 mod llama;
+mod onednn;
+mod onnxruntime;
 mod openvino;
 mod report;
 mod rounds;
@@ -26,7 +28,8 @@ use report::{Report, Row};
 #[derive(Args)]
 pub(crate) struct PeersArgs {
     /// Programs to compare with. Disk space they need: llama 7 GB (14 while it is made), openvino 9 GB (and 22 GB of
-    /// memory once, for the conversion), transformers 6 GB
+    /// memory once, for the conversion), transformers 6 GB, onnxruntime 4 GB (with its own kernels and with OpenVINO's),
+    /// onednn 1 GB (Tandem itself, with oneDNN for prompts)
     #[arg(long, value_enum, value_name = "PEER", value_delimiter = ',', default_value = "llama")]
     peers: Vec<Peer>,
 
@@ -71,6 +74,29 @@ enum Peer {
     Llama,
     Openvino,
     Transformers,
+    Onnxruntime,
+    Onednn,
+}
+
+impl Peer {
+    fn contests(
+        self,
+        places: &Places,
+        args: &PeersArgs,
+        program: &Path,
+    ) -> anyhow::Result<Vec<Contest>> {
+        match self {
+            Self::Llama => llama::contests(places, args),
+            Self::Openvino => openvino::contests(places, args),
+            Self::Transformers => transformers::contests(places, args),
+            Self::Onnxruntime => onnxruntime::contests(places, args, program),
+            Self::Onednn => onednn::contests(places, args, program),
+        }
+    }
+
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
 }
 
 /// An encoding that Tandem and llama.cpp both have.
@@ -117,6 +143,11 @@ impl Places {
         )
     }
 
+    /// The model that ships with Tandem: small enough to see that everything works.
+    fn demo_model(&self) -> PathBuf {
+        root().join("models/stories/stories-17m.gguf")
+    }
+
     /// A model of Tandem's.
     fn tandem_model(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.fullsize.join(name);
@@ -136,6 +167,8 @@ struct Contest {
     tandem_weights: &'static str,
     /// Starts the peer, but for threads and context.
     peer: Command,
+    /// Whether the peer takes those as options of `tandem bench`, not as plain numbers.
+    peer_takes_options: bool,
     peer_weights: String,
     /// Bytes of weights that the peer reads for a token, where that is known.
     peer_bytes_per_token: Option<u64>,
@@ -149,24 +182,37 @@ pub(crate) fn peers(args: &PeersArgs) -> anyhow::Result<()> {
     let places =
         Places { work: root().join(&args.work_dir), fullsize: root().join(&args.fullsize) };
     let program = tandem()?;
-    let mut contests = Vec::new();
-    for peer in &args.peers {
-        contests.extend(match peer {
-            Peer::Llama => llama::contests(&places, args)?,
-            Peer::Openvino => openvino::contests(&places, args)?,
-            Peer::Transformers => transformers::contests(&places, args)?,
-        });
-    }
-    let name = if args.avx2 { "peers-avx2" } else { "peers" };
+    let beside_libraries = args.peers.iter().any(|p| matches!(p, Peer::Onnxruntime | Peer::Onednn));
+    let name = match (args.avx2, beside_libraries) {
+        (false, false) => "peers",
+        (true, false) => "peers-avx2",
+        (false, true) => "peers-libraries",
+        (true, true) => "peers-libraries-avx2",
+    };
     let mut report = Report::new(name, date()?, machine(), commit()?, args.repetitions);
     let folder = if args.quick { places.work.clone() } else { results_folder()? };
-    for contest in contests {
-        let outcome = run(contest, &program, args, &mut report);
+    for peer in &args.peers {
+        // One that cannot be measured is no reason not to measure the others.
+        match peer.contests(&places, args, &program) {
+            Ok(contests) => {
+                for contest in contests {
+                    if let Err(error) = run(contest, &program, args, &mut report) {
+                        report.fail(&peer.name(), &error);
+                    }
+                    report.save(&folder)?;
+                }
+            }
+            Err(error) => report.fail(&peer.name(), &error),
+        }
         // An hour of results must not be lost to what goes wrong at its end.
         report.save(&folder)?;
-        outcome?;
     }
     report.show(&folder);
+    ensure!(
+        report.failures.is_empty(),
+        "not everything was measured: {}",
+        report.failures.join("; ")
+    );
     Ok(())
 }
 
@@ -183,16 +229,22 @@ fn run(
     let (threads, context) = (contest.threads.to_string(), context.to_string());
     let mut tandem = Command::new(program);
     tandem.args(["bench", "--stdin", "--no-sliding-window", "--threads", &threads]);
+    tandem.args(["--prefill-backend", "tandem"]);
     tandem.args(["--ctx", &context, "--model"]).arg(&contest.tandem_model);
     if args.avx2 {
         tandem.args(["--isa", "avx2"]);
     }
     let mut tandem = Driver::start(&mut tandem)?;
-    let mut peer = Driver::start(contest.peer.args([&threads, &context]))?;
+    if contest.peer_takes_options {
+        contest.peer.args(["--threads", &threads, "--ctx", &context]);
+    } else {
+        contest.peer.args([&threads, &context]);
+    }
+    let mut peer = Driver::start(&mut contest.peer)?;
     for &test in &contest.tests {
         let rounds = rounds::measure(&mut tandem, &mut peer, test, args.repetitions)
             .with_context(|| format!("{}, {} threads", test.name(), contest.threads))?;
-        report.add(Row::new(&contest, test, rounds, tandem.about(), peer.about())?);
+        report.add(Row::new(&contest, test, rounds, &tandem, &peer)?);
     }
     Ok(())
 }
@@ -203,6 +255,11 @@ fn tests(quick: bool) -> Vec<Test> {
         return vec![prefill(32), decode(8, 0), decode(8, 64)];
     }
     vec![prefill(64), prefill(512), prefill(2048), decode(64, 0), decode(64, 512), decode(64, 2048)]
+}
+
+/// A prompt, and single tokens.
+fn two_tests(quick: bool) -> Vec<Test> {
+    if quick { vec![prefill(64), decode(8, 0)] } else { vec![prefill(512), decode(64, 0)] }
 }
 
 const fn prefill(tokens: usize) -> Test {

@@ -21,6 +21,7 @@ pub(super) fn contests(places: &Places, args: &PeersArgs) -> anyhow::Result<Vec<
         tandem_model: places.tandem_model("q4_0.gguf")?,
         tandem_weights: "q4_0",
         peer,
+        peer_takes_options: false,
         peer_weights: "int4, groups of 64".to_owned(),
         peer_bytes_per_token: None,
         threads: args.threads.iter().copied().max().context("--threads: expected a number")?,

@@ -11,6 +11,7 @@ use serde_json::Value;
 use tandem_runtime::bench::{Test, Work, median};
 
 use super::Contest;
+use super::driver::Driver;
 use super::rounds::{Round, Sample};
 
 /// A share of the processor time that the other program, or a third one, may take before the report warns.
@@ -27,6 +28,8 @@ pub(super) struct Report {
     commit: String,
     repetitions: usize,
     rows: Vec<Row>,
+    /// What could not be measured, and why.
+    pub(super) failures: Vec<String>,
 }
 
 /// One test of one pair of programs.
@@ -46,6 +49,8 @@ struct Side {
     weights: String,
     /// Of weights and KV cache, in the mean over the test's tokens; for decode, where it is known.
     bytes_per_token: Option<f64>,
+    /// The most that the program had in RAM until the end of the test, loading included.
+    peak_memory_bytes: Option<u64>,
 }
 
 impl Row {
@@ -53,9 +58,10 @@ impl Row {
         contest: &Contest,
         test: Test,
         rounds: Vec<Round>,
-        tandem: &Value,
-        peer: &Value,
+        tandem_driver: &Driver,
+        peer_driver: &Driver,
     ) -> anyhow::Result<Self> {
+        let (tandem, peer) = (tandem_driver.about(), peer_driver.about());
         let number =
             |field| tandem[field].as_u64().with_context(|| format!("Tandem: no `{field}`"));
         // The models are alike in what they keep for a token; only Tandem can be asked.
@@ -72,11 +78,13 @@ impl Row {
                 program: tandem.clone(),
                 weights: contest.tandem_weights.to_owned(),
                 bytes_per_token: bytes(number("bytes_per_token")?),
+                peak_memory_bytes: tandem_driver.peak_memory(),
             },
             peer: Side {
                 program: peer.clone(),
                 weights: contest.peer_weights.clone(),
                 bytes_per_token: contest.peer_bytes_per_token.and_then(bytes),
+                peak_memory_bytes: peer_driver.peak_memory(),
             },
             rounds,
         })
@@ -106,8 +114,8 @@ impl Row {
         cells
     }
 
-    /// Weights, speed, bytes per second, share of the bandwidth.
-    fn side_cells(&self, side: &Side, sample: impl Fn(&Round) -> Sample) -> [String; 4] {
+    /// Weights, speed, bytes per second, share of the bandwidth, memory.
+    fn side_cells(&self, side: &Side, sample: impl Fn(&Round) -> Sample) -> [String; 5] {
         let rates: Vec<f64> = self.rounds.iter().map(|r| sample(r).tokens_per_second).collect();
         let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
         let most = rates.iter().copied().fold(0.0, f64::max);
@@ -119,6 +127,7 @@ impl Row {
             speed,
             bytes.map_or_else(String::new, |bytes| format!("{:.1}", bytes / 1e9)),
             share.map_or_else(String::new, |share| format!("{:.0} %", 100.0 * share)),
+            side.peak_memory_bytes.map_or_else(String::new, |bytes| (bytes >> 20).to_string()),
         ]
     }
 }
@@ -135,13 +144,21 @@ impl Report {
         commit: String,
         repetitions: usize,
     ) -> Self {
-        Self { name, date, machine, commit, repetitions, rows: Vec::new() }
+        let (rows, failures) = (Vec::new(), Vec::new());
+        Self { name, date, machine, commit, repetitions, rows, failures }
     }
 
     /// Adds a test's results, and shows them.
     pub(super) fn add(&mut self, row: Row) {
         println!("{}", row.cells().join(" | "));
         self.rows.push(row);
+    }
+
+    /// Notes that a peer could not be measured, or not to the end.
+    pub(super) fn fail(&mut self, peer: &str, error: &anyhow::Error) {
+        let failure = format!("{peer}: {error:#}");
+        eprintln!("NOT MEASURED: {failure}");
+        self.failures.push(failure);
     }
 
     /// Writes `NAME-DATE.json` and `NAME-DATE.md`.
@@ -196,6 +213,9 @@ impl Report {
             let _ =
                 writeln!(lines, "- {} {}: {}", name(program), field("version"), field("details"));
         }
+        for failure in &self.failures {
+            let _ = writeln!(lines, "- not measured: {failure}");
+        }
         lines + &self.disturbances()
     }
 
@@ -232,17 +252,19 @@ impl Report {
             "t/s",
             "GB/s",
             "share",
+            "MiB",
             "peer",
             "weights",
             "t/s",
             "GB/s",
             "share",
+            "MiB",
             "ratio",
         ]);
         for row in &self.rows {
             table.add_row(row.cells());
         }
-        for column in [0, 2, 4, 5, 6, 9, 10, 11, 12] {
+        for column in [0, 2, 4, 5, 6, 7, 10, 11, 12, 13, 14] {
             if let Some(column) = table.column_mut(column) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
@@ -255,7 +277,8 @@ impl Report {
             "ppN: a prompt of N tokens; tgN: N tokens one by one; @ dD: after D tokens. Medians [least-most] of {} \
              runs in turns, in each round in the other order, after one untimed run. GB/s read: memory read by as many \
              threads, measured by Tandem between both runs of every round. GB/s: bytes of weights and KV cache that a \
-             token must read, times tokens per second; share: of GB/s read. ratio: Tandem's tokens per second by the \
+             token must read, times tokens per second; share: of GB/s read. MiB: the most that the program had in memory, \
+             loading and mapped files included. ratio: Tandem's tokens per second by the \
              peer's, median over the rounds. Random weights of Phi-tiny-MoE's size; llama.cpp has them in 16 layers of \
              twice the heads and experts' width, since it cannot load the 32.\n",
             self.repetitions
@@ -285,6 +308,7 @@ mod tests {
             program: json!({ "program": program }),
             weights: "q4_0".to_owned(),
             bytes_per_token,
+            peak_memory_bytes: Some(3 << 30),
         };
         let row = Row {
             threads: 2,
@@ -302,11 +326,13 @@ mod tests {
             "20.0 [18.0-40.0]",
             "20.0",
             "50 %",
+            "3072",
             "other",
             "q4_0",
             "12.0 [10.0-20.0]",
             "",
             "",
+            "3072",
             "2.00",
         ];
         assert_eq!(row.cells(), expected);

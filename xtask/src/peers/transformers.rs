@@ -15,6 +15,7 @@ pub(super) fn contests(places: &Places, args: &PeersArgs) -> anyhow::Result<Vec<
         tandem_model: places.tandem_model("q4_0.gguf")?,
         tandem_weights: "q4_0",
         peer,
+        peer_takes_options: false,
         peer_weights: "bf16".to_owned(),
         peer_bytes_per_token: Some(checkpoint(&original)?.summary().total().bytes_per_token),
         threads: args.threads.iter().copied().max().context("--threads: expected a number")?,

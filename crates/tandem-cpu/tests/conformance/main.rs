@@ -5,6 +5,8 @@
 
 mod attention;
 mod matmul;
+#[cfg(feature = "onednn")]
+mod onednn;
 mod packed;
 mod small;
 

@@ -23,13 +23,23 @@ impl Event {
 
     /// When the command began on the device and when it ended, in nanoseconds of the device's clock. It must be done.
     pub(crate) fn interval(&self) -> Result<(u64, u64)> {
-        use cl3::event::{CL_PROFILING_COMMAND_END, CL_PROFILING_COMMAND_START};
-        let time = |what| {
-            cl3::event::get_event_profiling_info(self.raw(), what)
-                .named("clGetEventProfilingInfo")
-                .map(|info| info.to_ulong())
-        };
-        Ok((time(CL_PROFILING_COMMAND_START)?, time(CL_PROFILING_COMMAND_END)?))
+        Ok((self.start()?, self.end()?))
+    }
+
+    /// When it began.
+    pub(crate) fn start(&self) -> Result<u64> {
+        self.time(cl3::event::CL_PROFILING_COMMAND_START)
+    }
+
+    /// When it ended.
+    pub(crate) fn end(&self) -> Result<u64> {
+        self.time(cl3::event::CL_PROFILING_COMMAND_END)
+    }
+
+    fn time(&self, what: cl3::event::cl_profiling_info) -> Result<u64> {
+        cl3::event::get_event_profiling_info(self.raw(), what)
+            .named("clGetEventProfilingInfo")
+            .map(|info| info.to_ulong())
     }
 
     /// Seconds from the command's start on the device to its end. The command must be done.

@@ -232,6 +232,19 @@ impl Gpu {
         events.into_iter().map(|(name, event)| Ok((name, event.interval()?))).collect()
     }
 
+    /// As [`Self::take_intervals`], for less: when the first kernel began, and when some of them ended, which are counted from
+    /// 0 on. None where nothing was launched.
+    ///
+    /// # Errors
+    /// As [`Self::take_times`].
+    pub fn take_ends(&self, kernels: &[usize]) -> Result<Option<(u64, Vec<u64>)>> {
+        let events = self.times.borrow_mut().as_mut().map(std::mem::take).unwrap_or_default();
+        let Some((_, first)) = events.first() else { return Ok(None) };
+        let ends = kernels.iter().filter_map(|&kernel| events.get(kernel));
+        let ends = ends.map(|(_, event)| event.end()).collect::<Result<_>>()?;
+        Ok(Some((first.start()?, ends)))
+    }
+
     /// Whether the device uses these bytes where they are, by its driver's own account: memory that was allocated
     /// for it by pointer, or a buffer that maps to its own address.
     ///

@@ -24,8 +24,8 @@ struct Cache {
 impl Cache {
     /// Pages come in random order, and what was not written must not be looked at: it is NaN in every type.
     fn new(gpu: &Gpu, rng: &mut Rng, heads: Heads, kind: KvType, capacity: usize) -> Self {
-        // Few sizes: kernels are compiled for each.
-        let page = [4, PAGE_TOKENS][rng.below(2)];
+        // One size for each shape: kernels are compiled for each.
+        let page = if heads.dim.is_multiple_of(128) { PAGE_TOKENS } else { 4 };
         let shape = KvShape::new(2, heads.kv, heads.dim, kind).with_page_tokens(page);
         let pages = shape.pages(capacity) + 3;
         let pool = KvPool::new(gpu.memory(), shape, pages * page).unwrap();
@@ -134,7 +134,7 @@ fn every_shape_window_and_storage() {
     // Heads, KV heads, numbers of a head.
     let shapes = [(8, 2, 32), (4, 1, 128), (3, 1, 96), (2, 1, 20), (2, 2, 256)];
     // Prompt, continuation and decode, near and far: the last ones in several spans.
-    let spans = [(0, 1), (0, 17), (5, 1), (63, 3), (255, 2), (700, 1), (1500, 3)];
+    let spans = [(0, 1), (0, 17), (5, 1), (63, 3), (255, 2), (700, 1), (1100, 3)];
     on_every_gpu(|what, gpu| {
         let mut rng = Rng::new(61);
         for (index, &(queries, kv, dim)) in shapes.iter().enumerate() {
@@ -143,7 +143,7 @@ fn every_shape_window_and_storage() {
                 if start > 100 && index > 1 {
                     continue;
                 }
-                for (window, kind) in [
+                for (case, (window, kind)) in [
                     (None, KvType::F16),
                     (None, KvType::F32),
                     (Some(1), KvType::F16),
@@ -151,8 +151,16 @@ fn every_shape_window_and_storage() {
                     (Some(600), KvType::F16),
                     (None, KvType::Q8_0),
                     (Some(70), KvType::Q8_0),
-                ] {
+                ]
+                .into_iter()
+                .enumerate()
+                {
                     if kind == KvType::Q8_0 && dim % KV_BLOCK != 0 {
+                        continue;
+                    }
+                    // Far positions take long where the device is a CPU: each type once, and once with a window that
+                    // begins in the middle of a span.
+                    if start > 100 && ![1, 4, 5].contains(&case) {
                         continue;
                     }
                     let heads = Heads { queries, kv, dim };

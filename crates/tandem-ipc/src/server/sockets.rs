@@ -74,7 +74,7 @@ impl Sockets {
     pub(super) fn bind(context: &Context, address: &Address) -> Result<Self> {
         let failed = || IpcError::zmq("ZeroMQ cannot make a socket");
         let router = context.socket(zmq::ROUTER).map_err(failed())?;
-        configure(&router).map_err(failed())?;
+        configure(&router, address).map_err(failed())?;
         let monitor = context.socket(zmq::PAIR).map_err(failed())?;
         let events = SocketEvent::ACCEPTED.to_raw() | SocketEvent::DISCONNECTED.to_raw();
         router.monitor("inproc://connections", i32::from(events)).map_err(failed())?;
@@ -176,10 +176,10 @@ impl Sockets {
     }
 }
 
-fn configure(router: &Socket) -> zmq::Result<()> {
+fn configure(router: &Socket, address: &Address) -> zmq::Result<()> {
     // So that we hear where an answer cannot be sent.
     router.set_router_mandatory(true)?;
-    router.set_ipv6(true)?;
+    router.set_ipv6(address.is_ipv6())?;
     router.set_sndhwm(SEND_HIGH_WATER)?;
     router.set_rcvhwm(RECEIVE_HIGH_WATER)?;
     router.set_sndbuf(SEND_BUFFER)?;

@@ -58,7 +58,10 @@ impl Client {
     fn turn(&self, rng: &mut Rng, count: usize, stories: &[Prompt]) {
         let id = Value::from(format!("{}-{count}", self.n));
         match rng.below(4) {
-            0 | 1 => self.text(rng, &id, &stories[rng.below(stories.len())]),
+            0 | 1 => {
+                let story = &stories[rng.below(stories.len())];
+                self.text(rng, &id, story);
+            }
             2 => {
                 let tokens = 1 + rng.below(8);
                 let packet_id = format!("packet {id}");

@@ -11,6 +11,7 @@ use tandem_ipc::protocol::TextSide;
 use tandem_ipc::server::{ModelInfo, Server, ServerOptions, Service, Stopper};
 use tandem_memory::KvType;
 use tandem_model::{Checkpoint, Text};
+use tandem_runtime::telemetry::TelemetryParams;
 use tandem_runtime::{
     Engine, EngineOptions, EngineSetup, Executor, Instrumentation, InstrumentationParams, Model,
     Threads,
@@ -58,7 +59,10 @@ impl Running {
     ) -> Self {
         let Text { tokenizer, template, .. } = checkpoint.text().unwrap();
         let tokenizer = Arc::new(tokenizer);
-        let instrumentation = Instrumentation::start(InstrumentationParams::default()).unwrap();
+        let config = checkpoint.config();
+        let telemetry = Some(TelemetryParams::new(config.n_layers, config.n_experts));
+        let params = InstrumentationParams { telemetry, ..InstrumentationParams::default() };
+        let instrumentation = Instrumentation::start(params).unwrap();
         let setup =
             EngineSetup { instrumentation: Some(instrumentation), ..EngineSetup::default() };
         let engine =

@@ -10,6 +10,8 @@ mod positions;
 mod single;
 mod sparsemixer;
 
+pub(crate) use model::LOGITS_TO_KEEP;
+
 use tandem_formats::FormatError;
 use tandem_model::catalogue::{Component, LayerTensor};
 use tandem_model::{Checkpoint, PhimoeConfig, Result, TensorId, catalogue};

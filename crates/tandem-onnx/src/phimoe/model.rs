@@ -14,6 +14,10 @@ pub(super) const BATCH: Dim = Dim::Named("batch_size");
 pub(super) const SEQUENCE: Dim = Dim::Named("sequence_length");
 pub(super) const PAST: Dim = Dim::Named("past_sequence_length");
 pub(super) const TOTAL: Dim = Dim::Named("total_sequence_length");
+const LOGITS: Dim = Dim::Named("logits_length");
+
+/// The input that says of how many tokens, the last ones of each text, logits are wanted; 0 and nothing is all.
+pub(crate) const LOGITS_TO_KEEP: &str = "num_logits_to_keep";
 
 impl Exporter<'_> {
     /// The bytes of the graph.
@@ -22,6 +26,7 @@ impl Exporter<'_> {
         let mut g = Graph::new("phimoe");
         let ids = g.input("input_ids", DataType::Int64, &[BATCH, SEQUENCE]);
         let (mask, positions) = position_inputs(&mut g);
+        let kept = g.optional_int(LOGITS_TO_KEEP, 0);
         let caches: Vec<Cache> = (0..c.n_layers).map(|n| self.past(&mut g, n)).collect();
 
         g.set_scope("embedding".to_owned());
@@ -33,13 +38,8 @@ impl Exporter<'_> {
             x = y;
             present.push(cache);
         }
-        g.set_scope("lm_head".to_owned());
-        let normed = self.final_layer_norm(&mut g, &x);
-        let logits = self.lm_head(&mut g, &normed);
-        let vocab = g.ints(&[c.vocab_size as i64]);
-        let shape = g.op_with("Concat", &[&positions.tokens, &vocab], &[super::axis(0)]);
-        let logits = g.op("Reshape", &[&logits, &shape]);
-        let dims = [BATCH, SEQUENCE, Dim::Fixed(c.vocab_size)];
+        let logits = self.logits(&mut g, &x, &positions, &kept);
+        let dims = [BATCH, LOGITS, Dim::Fixed(c.vocab_size)];
         g.output(&logits, "logits", DataType::Float, &dims);
         for (n, cache) in present.iter().enumerate() {
             self.present(&mut g, n, cache);
@@ -72,6 +72,28 @@ impl Exporter<'_> {
         let results = self.expert_w2(g, layer, &rows, &dispatch.counts);
         let y = self.expert_gather(g, &results, &dispatch.order, &routing.weights, &x);
         (y, present)
+    }
+
+    /// Logits of the last `kept` tokens of each text.
+    fn logits(&mut self, g: &mut Graph, x: &Value, at: &Positions, kept: &Value) -> Value {
+        g.set_scope("lm_head".to_owned());
+        let hidden = g.ints(&[self.config.hidden_size as i64]);
+        let by_text = g.op_with("Concat", &[&at.tokens, &hidden], &[super::axis(0)]);
+        let x = g.op("Reshape", &[x, &by_text]);
+        let (first, sequence) = (g.ints(&[0]), g.ints(&[1]));
+        // From minus 0 on they are all.
+        let start = g.op("Neg", &[kept]);
+        let start = g.op("Unsqueeze", &[&start, &first]);
+        let end = g.ints(&[i64::MAX]);
+        let x = g.op("Slice", &[&x, &start, &end, &sequence]);
+        let rows = g.ints(&[-1, self.config.hidden_size as i64]);
+        let x = g.op("Reshape", &[&x, &rows]);
+        let normed = self.final_layer_norm(g, &x);
+        let logits = self.lm_head(g, &normed);
+        let batch = g.op("Gather", &[&at.tokens, &first]);
+        let inner = g.ints(&[-1, self.config.vocab_size as i64]);
+        let shape = g.op_with("Concat", &[&batch, &inner], &[super::axis(0)]);
+        g.op("Reshape", &[&logits, &shape])
     }
 
     fn past(&self, g: &mut Graph, layer: usize) -> Cache {

@@ -1,6 +1,8 @@
 //! Exports, checked by `onnx.checker` and run by ONNX Runtime, against the reference's data.
 
 mod failures;
+#[cfg(feature = "onnxruntime")]
+mod onnxruntime;
 mod operations;
 mod runtime;
 

@@ -31,7 +31,7 @@ impl Together {
             if tokens > context {
                 return Err(RuntimeError::PromptTooLong { tokens, context });
             }
-            let mut ids = random_ids(executor, tokens, seed);
+            let mut ids = random_ids(executor.model().config().vocab_size, tokens, seed);
             kv.clear();
             prompt(executor, kv, &ids[..depth])?;
             ids.drain(..depth);

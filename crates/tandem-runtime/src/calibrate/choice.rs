@@ -26,16 +26,23 @@ impl Rates {
 
     /// How far repetitions are from the median, in the median: half of them are nearer.
     pub fn spread(&self) -> f64 {
-        let middle = self.median();
-        let away: Vec<_> =
-            self.tokens_per_second.iter().map(|rate| (rate - middle).abs()).collect();
-        median(&away)
+        spread(&self.tokens_per_second)
     }
 
     /// Whether it is faster by more than what repetitions of both scatter.
     fn is_clearly_faster_than(&self, other: &Self) -> bool {
-        self.median() - other.median() > self.spread() + other.spread()
+        is_clearly_faster(&self.tokens_per_second, &other.tokens_per_second)
     }
+}
+
+fn spread(rates: &[f64]) -> f64 {
+    let middle = median(rates);
+    median(&rates.iter().map(|rate| (rate - middle).abs()).collect::<Vec<_>>())
+}
+
+/// Whether some rates are above others by more than what both scatter.
+pub(super) fn is_clearly_faster(rates: &[f64], others: &[f64]) -> bool {
+    median(rates) - median(others) > spread(rates) + spread(others)
 }
 
 /// What became of a candidate, compared with the better device alone.

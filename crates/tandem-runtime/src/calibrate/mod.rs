@@ -8,10 +8,12 @@ mod candidate;
 mod choice;
 mod identity;
 mod measure;
+mod prefill;
 mod record;
 
 pub use candidate::Candidate;
 pub use choice::{Choice, Choices, Rates, Verdict, choose, verdicts};
 pub use identity::Identity;
 pub use measure::{Effort, measure};
+pub use prefill::PrefillRates;
 pub use record::{Calibration, CalibrationError, MemoryRates, Point};

@@ -13,7 +13,7 @@ use crate::plan::PassSize;
 const VERSION: u32 = 1;
 
 /// Files of measurements have a few kilobytes.
-const MAX_BYTES: u64 = 1 << 20;
+pub(super) const MAX_BYTES: u64 = 1 << 20;
 
 /// Why measurements cannot be used. Each says what to do.
 #[derive(Debug, thiserror::Error)]

@@ -160,8 +160,9 @@ impl Engine {
     /// Where a file cannot be written. The engine has stopped all the same.
     pub fn shutdown(&self, finish_running: bool) -> Result<Option<Summary>> {
         self.queue.close(finish_running);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
+        // Whoever stops it at the same time waits for its end as well.
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take() {
             // If it panicked, that has been printed, and whoever waited for texts knows that they ended.
             let _ = thread.join();
         }

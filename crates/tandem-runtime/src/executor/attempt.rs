@@ -149,6 +149,7 @@ impl Executor {
             batch,
             instruments: &self.instruments,
             packet: self.instruments.next_packet(),
+            gave_up: false,
         };
         self.cpu.team().in_turn(self.threads.for_tokens(tokens), || pass.run(plan))
     }

@@ -16,7 +16,7 @@ use crate::plan::{Placement, Step};
 use crate::profile::Operation as Op;
 use crate::telemetry::{Recorder, Task};
 
-/// How long an operation waits for the bandwidth token before it goes on without: the token makes things faster, and
+/// How long an operation waits for the bandwidth token before its pass goes on without: the token makes things faster, and
 /// nothing wrong comes of doing without.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -105,15 +105,6 @@ impl Instruments {
             && self.throttle.is_none()
     }
 
-    /// A permit for the first heavy operation of some steps, where there is one.
-    fn permit(&self, steps: &[Step], packet: u64, priority: Priority) -> Option<Permit> {
-        let (token, heavy) = self.token.as_ref()?;
-        let step = steps.iter().find(|step| heavy.contains(step.operation))?;
-        let device = if step.placement == Placement::Igpu { Device::Igpu } else { Device::Cpu };
-        // Who waited in vain is counted by the token.
-        token.acquire_within(self.task(*step, device, packet), priority, TOKEN_TIMEOUT).ok()
-    }
-
     fn task(&self, step: Step, device: Device, packet: u64) -> Task {
         let Step { operation, layer, .. } = step;
         Task { operation, layer, device, worker: self.worker, packet }
@@ -147,10 +138,7 @@ impl Pass<'_> {
             return work(self);
         }
         let Some(&first) = steps.first() else { return work(self) };
-        let mut permit = self.instruments.permit(steps, self.packet, self.priority());
-        if permit.is_some() {
-            self.profile.waited(first.operation);
-        }
+        let mut permit = self.permit(steps);
         let (start, before) = (self.profile.mark(), self.profile.cost(first.operation));
         let device = if first.placement == Placement::Cpu { Device::Cpu } else { Device::Igpu };
         let task = self.instruments.task(first, device, self.packet);
@@ -198,6 +186,20 @@ impl Pass<'_> {
             self.instruments.numbers.newest_decode.fetch_max(self.packet, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// A permit for the first heavy operation of some steps, where there is one. One pass waits in vain once at most: the
+    /// token counts it.
+    fn permit(&mut self, steps: &[Step]) -> Option<Permit> {
+        let instruments = self.instruments;
+        let (token, heavy) = instruments.token.as_ref().filter(|_| !self.gave_up)?;
+        let step = *steps.iter().find(|step| heavy.contains(step.operation))?;
+        let device = if step.placement == Placement::Igpu { Device::Igpu } else { Device::Cpu };
+        let task = self.instruments.task(step, device, self.packet);
+        let permit = token.acquire_within(task, self.priority(), TOKEN_TIMEOUT).ok();
+        self.gave_up = permit.is_none();
+        self.profile.waited(step.operation);
+        permit
     }
 
     fn on_cpu_was(&self, step: Step, start: Instant, bytes: u64) -> u64 {

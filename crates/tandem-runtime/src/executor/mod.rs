@@ -26,6 +26,7 @@ mod threads;
 
 use std::sync::Arc;
 
+use tandem_cpu::onednn::OneDnn;
 use tandem_cpu::ops::{Largest, Rope};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
 use tandem_gpu::{CacheStatistics, ExpertCache, Gpu, GpuError};
@@ -39,7 +40,7 @@ use crate::policy::{Policy, Static};
 use crate::profile::{Operation, Profile};
 use directing::Tables;
 use fallback::Fallback;
-use igpu::Igpu;
+use igpu::{Igpu, Times};
 use pipeline::Room;
 
 pub(crate) use activations::{Activation, Memory};
@@ -76,6 +77,7 @@ pub struct Executor {
     parts: Activation<f32>,
     profile: Profile,
     instruments: Instruments,
+    gpu_times_in_profile: bool,
     policy: Box<dyn Policy>,
     tables: Option<Tables>,
     /// What the memory's bandwidth is watched by.
@@ -157,6 +159,7 @@ impl Executor {
             parts: Activation::default(),
             profile: Profile::default(),
             instruments: Instruments::default(),
+            gpu_times_in_profile: false,
             policy: Box::new(Static),
             tables: None,
             watch: None,
@@ -190,10 +193,10 @@ impl Executor {
         &self.instruments
     }
 
-    /// Has passes watched, and held back, from now on. Where events are recorded, kernels' times are as well.
+    /// Has passes watched, and held back, from now on. Where events are recorded, the GPU's are by its own clock.
     pub fn set_instruments(&mut self, instruments: Instruments) {
-        self.record_gpu_times(instruments.recorder().is_on());
         self.instruments = instruments;
+        self.keep_gpu_times();
     }
 
     /// Why the GPU was put aside, if it was: what it failed at was computed on the CPU, and so is everything since.
@@ -212,8 +215,18 @@ impl Executor {
 
     /// Whether the [profile](Self::profile) is to have the times that kernels took on the GPU, which costs it a little.
     pub fn record_gpu_times(&mut self, wanted: bool) {
-        let recording = self.igpu.as_mut().map(|igpu| igpu.record_times(wanted));
-        if let Some(Err(failure)) = recording {
+        self.gpu_times_in_profile = wanted;
+        self.keep_gpu_times();
+    }
+
+    fn keep_gpu_times(&mut self) {
+        let times = match (self.gpu_times_in_profile, self.instruments.recorder().is_on()) {
+            (true, _) => Times::Kernels,
+            (false, true) => Times::Steps,
+            (false, false) => Times::Off,
+        };
+        let kept = self.igpu.as_mut().map(|igpu| igpu.keep_times(times));
+        if let Some(Err(failure)) = kept {
             self.put_aside(failure);
         }
     }
@@ -277,6 +290,16 @@ impl Executor {
     /// Instruction set it computes with.
     pub fn isa(&self) -> Isa {
         self.cpu.isa()
+    }
+
+    /// Has oneDNN compute products of prompts on the CPU from now on, or not any more.
+    pub fn set_onednn(&mut self, onednn: Option<Arc<OneDnn>>) {
+        self.cpu.set_onednn(onednn);
+    }
+
+    /// oneDNN, where it computes products of prompts.
+    pub fn onednn(&self) -> Option<&OneDnn> {
+        self.cpu.onednn()
     }
 
     /// Where the time went since it was last cleared.

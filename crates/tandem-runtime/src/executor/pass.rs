@@ -35,6 +35,8 @@ pub(super) struct Pass<'a> {
     pub(super) instruments: &'a Instruments,
     /// The number of this pass.
     pub(super) packet: u64,
+    /// Whether it has waited for the bandwidth token in vain.
+    pub(super) gave_up: bool,
 }
 
 impl Pass<'_> {

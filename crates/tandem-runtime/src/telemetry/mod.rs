@@ -15,6 +15,7 @@ mod busy;
 mod client;
 mod collector;
 mod csv;
+mod decimal;
 mod durations;
 mod event;
 mod marks;

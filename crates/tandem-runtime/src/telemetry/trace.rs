@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 use tandem_formats::{AtomicFile, FormatError};
 
+use super::decimal::{push_fraction, push_whole};
 use super::event::{Activity, Event, Level, Record};
 use crate::device::Device;
 
@@ -26,21 +27,10 @@ struct Track {
 /// An entry of the trace. `ts` and `dur` are in microseconds.
 #[derive(Serialize)]
 #[serde(tag = "ph")]
-enum Entry<'a> {
+enum Entry {
     /// Names a track, or places it.
     #[serde(rename = "M")]
     Metadata { name: &'static str, pid: u32, tid: usize, args: TrackArgs },
-    /// A stretch of time.
-    #[serde(rename = "X")]
-    Slice {
-        name: &'static str,
-        cat: &'static str,
-        pid: u32,
-        tid: usize,
-        ts: f64,
-        dur: f64,
-        args: SliceArgs<'a>,
-    },
     /// A value from now on.
     #[serde(rename = "C")]
     Counter { name: &'static str, pid: u32, ts: f64, args: CounterArgs },
@@ -51,16 +41,6 @@ enum Entry<'a> {
 enum TrackArgs {
     Name { name: String },
     Order { sort_index: usize },
-}
-
-#[derive(Serialize)]
-struct SliceArgs<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    layer: Option<u16>,
-    packet: u64,
-    bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -154,20 +134,37 @@ impl Trace {
             Activity::TokenWait => "token wait",
             Activity::TokenHold => "token hold",
         };
-        self.append(&Entry::Slice {
-            name: if event.activity == Activity::TokenWait { cat } else { task.operation.name() },
-            cat,
-            pid: PID,
-            tid,
-            ts: microseconds(event.start),
-            dur: microseconds(event.duration),
-            args: SliceArgs {
-                layer: task.layer,
-                packet: task.packet,
-                bytes: event.bytes,
-                error: event.failure.as_deref(),
-            },
-        });
+        let name = if event.activity == Activity::TokenWait { cat } else { task.operation.name() };
+        self.separate();
+        // A stretch of time. Names have nothing that JSON would have otherwise; times are microseconds, of nanoseconds.
+        let text = &mut self.text;
+        text.extend_from_slice(b"{\"ph\":\"X\",\"name\":\"");
+        text.extend_from_slice(name.as_bytes());
+        text.extend_from_slice(b"\",\"cat\":\"");
+        text.extend_from_slice(cat.as_bytes());
+        text.extend_from_slice(b"\",\"pid\":");
+        push_whole(text, PID.into());
+        text.extend_from_slice(b",\"tid\":");
+        push_whole(text, tid as u64);
+        text.extend_from_slice(b",\"ts\":");
+        push_fraction(text, event.start, 3);
+        text.extend_from_slice(b",\"dur\":");
+        push_fraction(text, event.duration, 3);
+        text.extend_from_slice(b",\"args\":{");
+        if let Some(layer) = task.layer {
+            text.extend_from_slice(b"\"layer\":");
+            push_whole(text, layer.into());
+            text.push(b',');
+        }
+        text.extend_from_slice(b"\"packet\":");
+        push_whole(text, task.packet);
+        text.extend_from_slice(b",\"bytes\":");
+        push_whole(text, event.bytes);
+        if let Some(error) = event.failure.as_deref() {
+            text.extend_from_slice(b",\"error\":");
+            to_json(text, &error);
+        }
+        text.extend_from_slice(b"}}");
     }
 
     /// The number of a track, which is named and placed when it is first used.
@@ -192,13 +189,20 @@ impl Trace {
         tid
     }
 
-    fn append(&mut self, entry: &Entry<'_>) {
+    fn append(&mut self, entry: &Entry) {
+        self.separate();
+        to_json(&mut self.text, entry);
+    }
+
+    fn separate(&mut self) {
         self.text.extend_from_slice(if self.is_first { b"\n" } else { b",\n" });
         self.is_first = false;
-        let written = serde_json::to_writer(&mut self.text, entry);
-        // Keys are text, and memory takes whatever is written to it.
-        written.expect("entries have a form in JSON");
     }
+}
+
+fn to_json(text: &mut Vec<u8>, value: &impl Serialize) {
+    // Keys are text, and memory takes whatever is written to it.
+    serde_json::to_writer(text, value).expect("entries have a form in JSON");
 }
 
 fn microseconds(nanoseconds: u64) -> f64 {

@@ -3,14 +3,32 @@
 use tandem_memory::KvCache;
 
 /// Tokens whose keys and values are in a cache.
-pub(crate) struct Context {
-    pub(crate) kv: KvCache,
+pub(crate) struct Context<C = KvCache> {
+    pub(crate) kv: C,
     pub(crate) ids: Vec<u32>,
 }
 
-impl Context {
+/// What holds keys and values of a text's tokens.
+pub(crate) trait Cache {
+    /// Tokens that there is room for.
+    fn capacity(&self) -> usize;
+    /// Forgets what comes after so many tokens.
+    fn truncate(&mut self, len: usize);
+}
+
+impl Cache for KvCache {
+    fn capacity(&self) -> usize {
+        self.capacity()
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.truncate(len);
+    }
+}
+
+impl<C: Cache> Context<C> {
     /// Of an empty cache.
-    pub(crate) fn new(kv: KvCache) -> Self {
+    pub(crate) fn new(kv: C) -> Self {
         Self { kv, ids: Vec::new() }
     }
 

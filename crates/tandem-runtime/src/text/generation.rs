@@ -6,7 +6,7 @@ use tandem_cpu::ops::Largest;
 use tandem_model::tokenizer::Tokenizer;
 
 use super::output::{Listener, Output};
-use super::{Context, FinishReason, Generated, Request};
+use super::{Cache, Context, FinishReason, Generated, Request};
 use crate::error::{Result, RuntimeError};
 use crate::executor::{Executor, LogitsFor, Segment};
 use crate::lookup::Lookup;
@@ -24,6 +24,11 @@ impl Step {
     /// How many tokens.
     pub(crate) fn len(&self) -> usize {
         self.ids.len()
+    }
+
+    /// The tokens, and which of them logits are wanted for.
+    pub(super) fn parts(&self) -> (&[u32], LogitsFor) {
+        (&self.ids, self.wanted)
     }
 }
 
@@ -55,7 +60,7 @@ impl<'a> Generation<'a> {
     /// # Errors
     /// Where the prompt is empty or too long, or a parameter is out of range.
     pub(crate) fn new(
-        context: &mut Context,
+        context: &mut Context<impl Cache>,
         tokenizer: &'a Tokenizer,
         prompt: Vec<u32>,
         request: &Request,
@@ -70,7 +75,7 @@ impl<'a> Generation<'a> {
     /// # Errors
     /// As [`Self::new`].
     pub(crate) fn resuming(
-        context: &mut Context,
+        context: &mut Context<impl Cache>,
         tokenizer: &'a Tokenizer,
         prompt: Vec<u32>,
         written: usize,
@@ -113,7 +118,7 @@ impl<'a> Generation<'a> {
     }
 
     /// Whether tokens are to go through the model that are known, the prompt's mostly, before others are chosen.
-    pub(crate) fn is_read(&self, context: &Context) -> bool {
+    pub(crate) fn is_read(&self, context: &Context<impl Cache>) -> bool {
         self.is_reading() || context.ids.len() < self.replay.len()
     }
 
@@ -178,7 +183,7 @@ impl<'a> Generation<'a> {
     }
 
     /// What comes next, of at most so many tokens; none at the end.
-    pub(crate) fn next_step(&mut self, context: &Context, most: usize) -> Option<Step> {
+    pub(crate) fn next_step(&mut self, context: &Context<impl Cache>, most: usize) -> Option<Step> {
         self.ended |= self.is_read(context) && self.output.poll();
         if self.ended {
             return None;
@@ -210,7 +215,12 @@ impl<'a> Generation<'a> {
     ///
     /// The tokens chosen are those that would be chosen one by one: every choice looks at the logits after the tokens
     /// that were chosen before it, and takes one draw of random numbers.
-    fn take(&mut self, context: &mut Context, step: &Step, rows: &[Row<'_>]) -> Result<()> {
+    fn take(
+        &mut self,
+        context: &mut Context<impl Cache>,
+        step: &Step,
+        rows: &[Row<'_>],
+    ) -> Result<()> {
         let (sure, guesses) = step.ids.split_at(step.ids.len() - step.drafted);
         context.ids.extend_from_slice(sure);
         if self.is_reading() {
@@ -344,6 +354,28 @@ struct Row<'a> {
     logits: &'a [f32],
     /// The largest of them, as many as are chosen from.
     most_likely: Vec<(f32, u32)>,
+}
+
+impl Generation<'_> {
+    /// Lets the text choose how it goes on by the logits that came of a step, one row for each token that it wanted.
+    pub(super) fn advance_by(
+        &mut self,
+        context: &mut Context<impl Cache>,
+        step: &Step,
+        rows: &[&[f32]],
+    ) -> Result<()> {
+        let tokenizer = self.tokenizer;
+        let allowed = |id| tokenizer.has_token(id);
+        // None where all logits are to be seen.
+        let count = self.choices().unwrap_or(0);
+        let row = |logits| {
+            let largest = Largest::new(count, &allowed);
+            largest.offer(0, logits);
+            Row { logits, most_likely: largest.into_sorted() }
+        };
+        let rows: Vec<_> = rows.iter().copied().map(row).collect();
+        self.take(context, step, &rows)
+    }
 }
 
 /// A text whose turn it is.

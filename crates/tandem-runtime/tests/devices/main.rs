@@ -10,6 +10,8 @@ mod one_by_one;
 mod runtimes;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/watched.rs"]
+mod watched_support;
 
 mod experts;
 mod failure;
@@ -19,6 +21,7 @@ mod packed;
 mod pages;
 mod pipeline;
 mod policies;
+mod watched;
 mod work;
 
 use std::path::Path;

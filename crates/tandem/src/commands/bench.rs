@@ -7,6 +7,7 @@ mod stdin;
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -16,6 +17,8 @@ use tandem_model::Checkpoint;
 use tandem_runtime::bench::{self, Test, Work};
 use tandem_runtime::{Executor, Session};
 
+use crate::backend::{BackendChoice, BackendOptions};
+use crate::onnx_engine::OnnxEngine;
 use crate::options::{ComputeOptions, ModelOption, PlacementOptions, TelemetryOptions};
 use crate::placement::Placing;
 use crate::watch::Watch;
@@ -107,6 +110,9 @@ pub(crate) struct BenchArgs {
     place: PlacementOptions,
 
     #[command(flatten)]
+    backend: BackendOptions,
+
+    #[command(flatten)]
     telemetry: TelemetryOptions,
 }
 
@@ -151,12 +157,21 @@ struct Row {
 }
 
 pub(crate) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    if args.backend.backend == BackendChoice::Onnxruntime {
+        if !args.stdin {
+            bail!(
+                "--backend onnxruntime: `tandem run` takes it; `cargo xtask peers --peers onnxruntime` measures it beside \
+                 Tandem"
+            );
+        }
+        return stdin::serve(&mut OnnxEngine::load(&args.backend, &args.model, &args.compute)?);
+    }
     let checkpoint = engine::open(args.model.model.as_deref(), &args.compute)?;
     let mut placing = Placing::new(&checkpoint, &args.compute, &args.place)?;
     let mut executor = engine::executor(&checkpoint, &args.compute, &mut placing)?;
     let mut session = engine::session(&checkpoint, &executor, &args.compute)?;
     if args.stdin {
-        return stdin::serve(&checkpoint, &mut executor, &mut session);
+        return stdin::serve(&mut stdin::Own::new(&checkpoint, &mut executor, &mut session));
     }
     note!("{}", engine::describe(&checkpoint, &executor, &placing));
     let watch = Watch::start(&args.telemetry, &mut executor, &placing)?;

@@ -10,12 +10,12 @@ use clap::builder::FalseyValueParser;
 use tandem_model::chat::Message;
 use tandem_runtime::{FinishReason, Request};
 
-use crate::engine::{self, Engine};
-use crate::interrupt;
+use crate::backend::{Backend, BackendOptions};
 use crate::options::{
     ComputeOptions, GenerateOptions, ModelOption, PlacementOptions, TelemetryOptions,
 };
 use crate::report::Statistics;
+use crate::{engine, interrupt};
 
 /// Answer a prompt: the text goes to stdout as it is written, statistics to stderr
 #[derive(Args)]
@@ -53,33 +53,32 @@ pub(crate) struct RunArgs {
     place: PlacementOptions,
 
     #[command(flatten)]
+    backend: BackendOptions,
+
+    #[command(flatten)]
     telemetry: TelemetryOptions,
 }
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let prompt = prompt_text(&args.prompt)?;
     args.generate.sampling().validate()?;
-    let mut engine = Engine::load(&args.model, &args.compute, &args.place, &args.telemetry)?;
+    let mut model =
+        Backend::load(&args.backend, &args.model, &args.compute, &args.place, &args.telemetry)?;
     // Only now: until the first token, Ctrl-C ends the program as it ends any other.
     interrupt::install()?;
     if !args.quiet {
-        note!("{}", engine.describe());
+        note!("{}", model.describe());
     }
-    let ids = prompt_ids(&engine, args, &prompt)?;
-    let request = Request { continues_prompt: args.raw, ..engine.request(&args.generate) };
+    let ids = prompt_ids(&model, args, &prompt)?;
+    let request = engine::request(&args.generate, model.special_ids());
+    let request = Request { continues_prompt: args.raw, ..request };
     let mut output = Output { json: args.json, error: None };
-    let generated = engine.session.generate(
-        &mut engine.executor,
-        &engine.text.tokenizer,
-        &ids,
-        &request,
-        &mut |text| output.show(text),
-    )?;
+    let generated = model.generate(&ids, &request, &mut |text| output.show(text))?;
     output.end(&generated.text)?;
-    engine.note_failure();
-    engine.finish_telemetry()?;
-    let statistics = Statistics::new(engine.load_time, &generated);
-    let experts = engine::expert_cache(&engine.executor)?;
+    model.note_failure();
+    model.finish_telemetry()?;
+    let statistics = Statistics::new(model.load_time(), &generated);
+    let experts = model.expert_cache()?;
     if args.json {
         let object = serde_json::json!({
             "text": generated.text,
@@ -97,10 +96,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             note!("{}", engine::describe_expert_cache(done));
         }
         if generated.finish == FinishReason::ContextFull {
-            note!(
-                "the answer ends here because the context of {} tokens is full",
-                engine.session.context()
-            );
+            note!("the answer ends here because the context of {} tokens is full", model.context());
         }
     }
     let interrupted = generated.finish == FinishReason::Cancelled;
@@ -131,16 +127,16 @@ pub(crate) fn read_to_end(input: &mut impl Read) -> anyhow::Result<String> {
     String::from_utf8(bytes).context("the prompt on stdin is not UTF-8 text")
 }
 
-fn prompt_ids(engine: &Engine, args: &RunArgs, prompt: &str) -> anyhow::Result<Vec<u32>> {
+fn prompt_ids(model: &Backend, args: &RunArgs, prompt: &str) -> anyhow::Result<Vec<u32>> {
     if args.raw {
-        return Ok(engine.text.tokenizer.encode(prompt)?);
+        return Ok(model.text().tokenizer.encode(prompt)?);
     }
     let message =
         |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
     let system = args.system.iter().map(|text| message("system", text));
     // A line break at the end of a piped prompt is the pipe's, not the user's.
     let messages: Vec<_> = system.chain([message("user", prompt.trim_end_matches('\n'))]).collect();
-    engine.conversation(&messages)
+    engine::conversation(model.text(), model.path(), &messages)
 }
 
 /// The stream to stdout.

@@ -1,5 +1,6 @@
 //! The program as a user meets it: run as a process, with its output and exit codes looked at.
 
+mod backends;
 mod bench;
 mod chat;
 mod convert;
@@ -12,6 +13,7 @@ mod plan;
 mod policies;
 mod run;
 mod scheduler;
+mod telemetry;
 mod threads;
 
 use std::path::PathBuf;

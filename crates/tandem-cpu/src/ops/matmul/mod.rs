@@ -3,12 +3,13 @@
 //! With one token every weight is used once: the rows are decoded in registers as they stream in from memory, and
 //! that is bound by the memory. With more tokens the same row serves all of them, and the arithmetic is the limit.
 //! How that is done differs with the form of the weights: [`rows`] for matrices as they are in files, in f32;
-//! [`packed`] for packed ones, in whole numbers.
+//! [`packed`] for packed ones, in whole numbers. Or oneDNN does it, where it is asked to: [`library`].
 //!
 //! Several products can be computed in one go ([`matmul_all`]). The threads then wait for each other once, not
 //! once for each matrix, which matters where matrices are small: a router's experts have 448 rows.
 
 mod largest;
+mod library;
 mod packed;
 mod rows;
 mod upcoming;
@@ -21,6 +22,7 @@ pub use upcoming::announce;
 use super::{Input, Weights};
 use crate::cpu::Cpu;
 use crate::disjoint::Disjoint;
+use crate::onednn::OneDnn;
 
 /// One product: `out = weights * x + bias` for every token of the input.
 #[derive(Debug)]
@@ -96,7 +98,7 @@ pub fn matmul_all(cpu: &Cpu, products: &mut [Product<'_>]) {
     let tasks: Vec<Task<'_>> = products
         .iter_mut()
         .map(|product| {
-            let task = Task::new(product, end, share);
+            let task = Task::new(cpu, product, end, share);
             end = task.items.end;
             task
         })
@@ -119,6 +121,8 @@ struct Task<'a> {
     output: Output<'a>,
     tokens: usize,
     cut: Cut,
+    /// What computes it, if not these modules.
+    onednn: Option<&'a OneDnn>,
     /// This product's numbers among the items of all products.
     items: Range<usize>,
 }
@@ -131,14 +135,16 @@ struct Cut {
 
 impl<'a> Task<'a> {
     /// Cuts a product; `share` is what a thread has to do in all, in weights times tokens.
-    fn new(product: &'a mut Product<'_>, first_item: usize, share: usize) -> Self {
+    fn new(cpu: &'a Cpu, product: &'a mut Product<'_>, first_item: usize, share: usize) -> Self {
         let tokens = product.tokens();
         let (rows, cols) = (product.weights.rows(), product.weights.cols());
         assert_eq!(product.out.len(), tokens * rows, "matmul output of {tokens} tokens x {rows}");
         if let Some(bias) = product.bias {
             assert_eq!(bias.len(), rows, "matmul bias");
         }
+        let onednn = library::takes(cpu, &product.weights, tokens);
         let cut = match product.weights {
+            _ if onednn.is_some() => library::cut(tokens),
             Weights::Rows(_) => rows::cut(tokens, cols, share),
             Weights::Packed(_) => packed::cut(product.input, cols, share),
         };
@@ -151,7 +157,8 @@ impl<'a> Task<'a> {
             largest: product.largest,
             first_row: product.first_row,
         };
-        Self { weights: product.weights, input: product.input, output, tokens, cut, items }
+        let (weights, input) = (product.weights, product.input);
+        Self { weights, input, output, tokens, cut, onednn, items }
     }
 
     /// Computes some items of those of all products. Neighbouring items share their block of tokens, which then is in a
@@ -171,6 +178,14 @@ impl<'a> Task<'a> {
     }
 
     fn run_rows(&self, cpu: &Cpu, rows: Range<usize>, tokens: Range<usize>) {
+        if let Some(onednn) = self.onednn {
+            for start in rows.clone().step_by(self.cut.rows) {
+                let rows = start..(start + self.cut.rows).min(rows.end);
+                let (tokens, with) = (tokens.clone(), (cpu, onednn));
+                library::run(with, &self.weights, self.input, rows, tokens, &self.output);
+            }
+            return;
+        }
         match &self.weights {
             Weights::Rows(matrix) => {
                 for start in rows.clone().step_by(self.cut.rows) {

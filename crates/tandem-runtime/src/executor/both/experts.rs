@@ -138,7 +138,7 @@ impl Both<'_> {
         })?;
         self.profile.waited(operation);
         let launches = self.igpu.gpu().launches();
-        self.igpu.add_times(self.profile, first_launch, &[(operation, launches)])?;
+        self.igpu.take_times(self.profile, first_launch, &[(operation, launches)])?;
         let mut at = 0;
         for Results { igpu, .. } in results {
             if let Some(copy) = &copy {

@@ -283,7 +283,7 @@ fn finish<const N: usize>(
 ) -> Result<()> {
     profile.waited(operation);
     let launches = igpu.gpu().launches();
-    igpu.add_times(profile, first_launch, &[(operation, launches)])?;
+    igpu.take_times(profile, first_launch, &[(operation, launches)])?;
     for split in splits {
         if let Some(copy) = &copy {
             igpu.gpu().read_at(copy, split.at, split.igpu)?;

@@ -8,9 +8,8 @@ mod cost;
 mod lent;
 mod products;
 mod steps;
+mod times;
 mod weights;
-
-use std::time::Instant;
 
 use tandem_cpu::Cpu;
 use tandem_gpu::ops::{self, Heads};
@@ -30,6 +29,8 @@ use lent::Lent;
 use products::InEightBits;
 pub(super) use products::{Plain, Products};
 use steps::Enqueue;
+use times::StepTimes;
+pub(super) use times::Times;
 use weights::{DeviceWeights, missing_kernels};
 pub(super) use weights::{Expert, of_layer};
 
@@ -41,12 +42,7 @@ pub(super) struct Igpu {
     /// Why it does not compute an operation, by operation.
     refused: [Option<String>; Operation::ALL.len()],
     caches: DeviceCaches,
-    /// Whether times of kernels are kept.
-    recording: bool,
-    /// Those of the newest run, step by step.
-    step_times: Vec<(Instant, Instant)>,
-    /// A moment, and the device's clock then: see `cost`.
-    clock: Option<(Instant, u64)>,
+    times: StepTimes,
 }
 
 /// Memory that the GPU alone uses.
@@ -70,16 +66,8 @@ impl Igpu {
             Operation::AttentionCompute => ops::attention_heads_fault(heads(config)),
             _ => missing_kernels(model, operation),
         });
-        Ok(Self {
-            gpu,
-            weights,
-            room,
-            refused,
-            caches: DeviceCaches::default(),
-            recording: false,
-            step_times: Vec::new(),
-            clock: None,
-        })
+        let (caches, times) = (DeviceCaches::default(), StepTimes::default());
+        Ok(Self { gpu, weights, room, refused, caches, times })
     }
 
     pub(super) fn gpu(&self) -> &Gpu {
@@ -212,7 +200,7 @@ impl Pass<'_> {
         self.input.left_by_gpu(left);
         let Some(&last) = steps.last() else { return Ok(()) };
         self.profile.waited(last.operation);
-        igpu.add_times(self.profile, first, &marks)?;
+        igpu.take_times(self.profile, first, &marks)?;
         if own_memory {
             for (part, kv) in batch.parts.iter().zip(&mut *self.caches) {
                 let positions = part.start..part.end();

@@ -178,6 +178,7 @@ impl Executor {
             batch: &batch,
             instruments: &self.instruments,
             packet: self.instruments.next_packet(),
+            gave_up: false,
         };
         if steps.iter().any(|step| step.placement.uses_igpu()) {
             pass.prepare_igpu();

@@ -123,6 +123,7 @@ impl Pipeline<'_> {
             batch,
             instruments: self.instruments,
             packet: *packet,
+            gave_up: false,
         }
     }
 
@@ -164,6 +165,7 @@ impl Pipeline<'_> {
                 batch: cpu.batch,
                 instruments,
                 packet: cpu.packet,
+                gave_up: false,
             };
             pass.run_all(on_cpu)
         };
@@ -182,6 +184,7 @@ impl Pipeline<'_> {
             batch: gpu.batch,
             instruments,
             packet: gpu.packet,
+            gave_up: false,
         };
         pass.watched(on_gpu, |pass| pass.on_igpu_beside(on_gpu, meanwhile))
     }

@@ -95,7 +95,9 @@ impl Learner {
         let singles = [Candidate::CPU, Candidate::IGPU];
         let suspicious = self.average(self.best) > self.expected * WORSE;
         let others = singles.into_iter().filter(|&c| c != self.best && suspicious);
-        let neighbours = self.best.neighbours().into_iter().chain(singles);
+        // Steps from a single device too: what is best may be no step from it, where each step costs hand-overs.
+        let from = [self.best, Candidate::CPU, Candidate::IGPU];
+        let neighbours = from.into_iter().flat_map(Candidate::neighbours).chain(singles);
         let mut all = others.chain(neighbours.filter(|&c| c != self.best && rested(&c)));
         all.next().and_then(|candidate| trial(candidate, false))
     }

@@ -77,9 +77,9 @@ mod tests {
     fn time(plan: &Plan) -> Duration {
         let cost = |operation: Operation, placement| match (operation.is_of_experts(), placement) {
             (true, Placement::Igpu) => 3,
-            (true, Placement::Cpu) => 30,
+            (true, _) => 30,
             (false, Placement::Cpu) => 5,
-            _ => 20,
+            (false, _) => 8,
         };
         let steps = plan.steps().map(|step| cost(step.operation, step.placement));
         Duration::from_micros(steps.sum::<u64>() + 10 * plan.hand_overs() as u64)

@@ -35,7 +35,7 @@ impl Local<'_> {
             max_sequences: 1,
             max_waiting: 1,
             prefill_chunk: executor.batch(),
-            context: engine::context(checkpoint, &args.compute)?,
+            context: engine::context(checkpoint.config().context_length, &args.compute)?,
             kv_tokens: None,
             kv_type: args.compute.kv_type.into(),
         };

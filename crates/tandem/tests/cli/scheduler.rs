@@ -229,6 +229,11 @@ fn the_python_package_can_be_installed() {
 }
 
 fn generate(model: &str, address: &str, tokens: usize) -> Command {
+    generate_within("0", model, address, tokens)
+}
+
+/// As [`generate`], looking for a scheduler that has gone for so many seconds.
+fn generate_within(reconnect: &str, model: &str, address: &str, tokens: usize) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tandem"));
     command
         .args([
@@ -240,7 +245,7 @@ fn generate(model: &str, address: &str, tokens: usize) -> Command {
             "--threads",
             "2",
             "--reconnect",
-            "0",
+            reconnect,
         ])
         .args(["--model", model, "-n", &tokens.to_string(), "--connect", address])
         .stdout(Stdio::piped())
@@ -341,8 +346,7 @@ fn generate_finds_a_scheduler_that_comes_back() {
     let model = model.to_str().unwrap();
     let tokens = 400;
     let first = Scheduler::at(&address, &["--model", model]);
-    let mut child =
-        generate(model, &address, tokens).args(["--events", "--reconnect", "60"]).spawn().unwrap();
+    let mut child = generate_within("60", model, &address, tokens).arg("--events").spawn().unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
     // Begun, and some tokens.
     (0..6).for_each(|_| drop(out.next().unwrap().unwrap()));

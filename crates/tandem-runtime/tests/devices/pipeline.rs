@@ -77,7 +77,8 @@ fn texts_that_are_read_and_written_together() {
             executor.set_pipelining(Some(2));
             check_together(&mut executor, &prompts, KvType::F32, BATCH / prompts.len(), BOUND);
             assert!(executor.gpu_failure().is_none(), "{what}");
-            assert!(executor.overlaps() > 0, "{what}");
+            // Passes of several texts are not cut.
+            assert_eq!(executor.overlaps(), 0, "{what}");
         }
     });
 }

@@ -141,7 +141,7 @@ fn what_does_not_fit_is_refused() {
                 input: OperationInput::Ids(&[1, 90_000]),
                 ..rows(&[Op::Embedding], 2, &[])
             },
-            "token id 90000: expected less than the vocabulary size 1024",
+            "token id 90000: expected less than the vocabulary size 512",
         ),
     ] {
         assert_eq!(executor.run_operation(&request).unwrap_err().to_string(), message);

@@ -150,6 +150,7 @@ impl Executor {
         self.rope.extend_table(batch.longest());
         let config = self.model.config();
         self.room.activations.resize(&self.memory, config, ids.len(), batch.n_wanted())?;
+        self.room.input.resize(&self.memory, config, ids.len())?;
         if self.igpu.is_some() {
             self.parts.resize(&self.memory, batch.largest_parts(config))?;
         }

@@ -10,6 +10,7 @@ mod positions;
 mod single;
 mod sparsemixer;
 
+#[cfg(feature = "onnxruntime")]
 pub(crate) use model::LOGITS_TO_KEEP;
 
 use tandem_formats::FormatError;

@@ -88,18 +88,19 @@ impl Learner {
         if !may_experiment || self.experiments > EXPERIMENTS * self.spent {
             return None;
         }
-        let rested = |candidate: &Candidate| {
-            self.costs.get(candidate).is_none_or(|cost| cost.rests_until <= self.passes)
-        };
         // Devices alone are what everything is held against: where the best has become slower, they go first.
         let singles = [Candidate::CPU, Candidate::IGPU];
         let suspicious = self.average(self.best) > self.expected * WORSE;
-        let others = singles.into_iter().filter(|&c| c != self.best && suspicious);
+        if suspicious && let Some(other) = singles.into_iter().find(|&c| c != self.best) {
+            return trial(other, false);
+        }
         // Steps from a single device too: what is best may be no step from it, where each step costs hand-overs.
         let from = [self.best, Candidate::CPU, Candidate::IGPU];
         let neighbours = from.into_iter().flat_map(Candidate::neighbours).chain(singles);
-        let mut all = others.chain(neighbours.filter(|&c| c != self.best && rested(&c)));
-        all.next().and_then(|candidate| trial(candidate, false))
+        let rests_until = |c: &Candidate| self.costs.get(c).map_or(0, |cost| cost.rests_until);
+        let rested = neighbours.filter(|c| *c != self.best && rests_until(c) <= self.passes);
+        // What was never tried goes first, then what rests longest: else the first few would take all trials.
+        rested.min_by_key(rests_until).and_then(|candidate| trial(candidate, false))
     }
 
     /// A pass of a candidate cost so many seconds a token.

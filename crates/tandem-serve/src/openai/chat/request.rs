@@ -3,7 +3,6 @@
 use serde::Deserialize;
 use serde_json::Value;
 use tandem_runtime::Constraint;
-use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ArrayBuilder, Schema, SchemaType, Type};
 use utoipa::{PartialSchema, ToSchema};
 
@@ -58,6 +57,7 @@ pub(crate) struct Message {
     /// Who speaks.
     pub(crate) role: Role,
     /// What is said.
+    #[schema(schema_with = content_schema)]
     pub(crate) content: Option<Content>,
     /// Calls that the assistant made.
     pub(crate) tool_calls: Option<Vec<MadeCall>>,
@@ -107,17 +107,12 @@ pub(crate) enum Content {
     Parts(Vec<Part>),
 }
 
-/// Both in one, as simple as it is: a choice within the choice of null or this is more than some readers understand.
-impl PartialSchema for Content {
-    fn schema() -> RefOr<Schema> {
-        let either = SchemaType::from_iter([Type::String, Type::Array]);
-        let description = "What is said: a string, or parts of it";
-        let schema = ArrayBuilder::new().schema_type(either).items(Part::schema());
-        schema.description(Some(description)).build().into()
-    }
+/// All in one, as simple as it is: choices within the choice of null or this are more than some readers understand.
+fn content_schema() -> Schema {
+    let any = SchemaType::from_iter([Type::String, Type::Array, Type::Null]);
+    let schema = ArrayBuilder::new().schema_type(any).items(Part::schema());
+    schema.description(Some("What is said: a string, or parts of it")).build().into()
 }
-
-impl ToSchema for Content {}
 
 /// A part of what is said.
 #[derive(Clone, Deserialize, ToSchema)]

@@ -53,7 +53,11 @@ fn silu_over_the_whole_range() {
             let scales = [1e-20, 1e-3, 1.0, 10.0, 80.0, 1e4, 1e30];
             let gate: Vec<f32> = (0..count).map(|i| rng.normal() * scales[i % 7]).collect();
             let up = numbers(&mut rng, count);
-            assert_close(&format!("{what}: {count}"), &silu(gpu, &gate, &up), &exact_silu(&gate, &up));
+            assert_close(
+                &format!("{what}: {count}"),
+                &silu(gpu, &gate, &up),
+                &exact_silu(&gate, &up),
+            );
         }
         let gate = [f32::NAN, f32::INFINITY, 0.0, -0.0, 1.0, 1.0];
         let out = silu(gpu, &gate, &[1.0, 1.0, 1.0, 1.0, f32::NAN, 0.0]);

@@ -1,6 +1,7 @@
 //! What is asked of a conversation.
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use tandem_runtime::Constraint;
 use utoipa::openapi::schema::{ArrayBuilder, Schema, SchemaType, Type};
@@ -116,7 +117,7 @@ fn content_schema() -> Schema {
 
 /// A part of what is said.
 #[derive(Clone, Deserialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields, remote = "Self")]
 pub(crate) enum Part {
     /// Text.
     Text {
@@ -148,7 +149,7 @@ pub(crate) struct MadeFunction {
 
 /// What form an answer has.
 #[derive(Clone, Deserialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields, remote = "Self")]
 pub(crate) enum ResponseFormat {
     /// Any.
     Text,
@@ -177,6 +178,29 @@ pub(crate) struct NamedSchema {
     /// Answers are always valid, whatever this says.
     #[expect(dead_code, reason = "always so")]
     strict: Option<bool>,
+}
+
+/// A tag is a word. `serde` would take its number too.
+fn with_word_as_tag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    match value.get("type") {
+        Some(tag) if !tag.is_string() => {
+            Err(D::Error::custom(format!("type: expected a string, found {tag}")))
+        }
+        _ => Ok(value),
+    }
+}
+
+impl<'de> Deserialize<'de> for Part {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(with_word_as_tag(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for ResponseFormat {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(with_word_as_tag(deserializer)?).map_err(D::Error::custom)
+    }
 }
 
 impl ChatRequest {

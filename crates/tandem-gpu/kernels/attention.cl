@@ -1,45 +1,69 @@
-// Causal attention over the KV cache, with grouped queries and an optional sliding window; keys and values lie as
-// `[kv_head][position][head_dim]`.
+// Causal attention over the pages of the KV cache (kv.cl), with grouped queries and an optional sliding window.
 //
 // A work-group has one query head of one token, and a span of the keys it sees: the groups of all spans work at the
 // same time, which is what a single token over a long context needs. Softmax is computed on the way, with a running
 // maximum (arXiv 2205.14135). Where there are several spans, `attention_join` puts their parts together.
 //
-// Compiled for HEAD_DIM (a multiple of 4, up to 256), HEADS, KV_HEADS, KV_F16.
+// Compiled for HEADS and what kv.cl is compiled for, HEAD_DIM being a multiple of 4 up to 256.
 
 #define PARTS (GROUP / HEAD_DIM) // work-items that share the keys of one number of the result
 #define PART_FLOATS (HEAD_DIM + 2)
 
-inline float4 load4(global const uchar *cache, ulong at) {
-#if KV_F16
-    return vload_half4(0, (global const half *)cache + at);
+// The dot product of a query with a row of keys.
+inline float key_dot(local const float *query, global const uchar *part, uint row) {
+    const uint at = row * HEAD_DIM;
+#if KV_BITS == 8
+    global const half *scales = (global const half *)(part + KV_NUMBERS) + at / KV_BLOCK;
+    float sum = 0.0f;
+    for (uint block = 0; block < HEAD_DIM / KV_BLOCK; block++) {
+        float8 terms = (float8)(0.0f);
+        for (uint d = block * KV_BLOCK; d < (block + 1) * KV_BLOCK; d += 8) {
+            terms += vload8(0, query + d) * convert_float8(vload8(0, (global const char *)part + at + d));
+        }
+        const float4 pairs = terms.lo + terms.hi;
+        sum += vload_half(block, scales) * ((pairs.x + pairs.y) + (pairs.z + pairs.w));
+    }
+    return sum;
 #else
-    return vload4(0, (global const float *)cache + at);
+    float4 terms = (float4)(0.0f);
+    for (uint d = 0; d < HEAD_DIM; d += 4) {
+#if KV_BITS == 16
+        terms += vload4(0, query + d) * vload_half4(0, (global const half *)part + at + d);
+#else
+        terms += vload4(0, query + d) * vload4(0, (global const float *)part + at + d);
+#endif
+    }
+    return (terms.x + terms.y) + (terms.z + terms.w);
 #endif
 }
 
-inline float load1(global const uchar *cache, ulong at) {
-#if KV_F16
-    return vload_half(at, (global const half *)cache);
+// Number d of a row of values.
+inline float value(global const uchar *part, uint row, uint d) {
+    const uint at = row * HEAD_DIM + d;
+#if KV_BITS == 8
+    return (float)((global const char *)part)[at] * vload_half(at / KV_BLOCK, (global const half *)(part + KV_NUMBERS));
+#elif KV_BITS == 16
+    return vload_half(at, (global const half *)part);
 #else
-    return ((global const float *)cache)[at];
+    return ((global const float *)part)[at];
 #endif
 }
 
 // `window` is 0 where there is none. With one span results go to `out`, else to `parts`, [query][span] of the weighted
 // sum, its maximum and its sum. Group ids: head, token, span.
-KERNEL attention(IN(q), IN(keys), IN(values), const uint start, const uint capacity, const uint window,
+KERNEL attention(IN(q), IN(cache), IN(table), const uint start, const uint page_bytes, const uint window,
                  const uint span_keys, OUT(out), OUT(parts)) {
     IN_PTR(float, q);
-    IN_PTR(uchar, keys);
-    IN_PTR(uchar, values);
+    IN_PTR(uchar, cache);
+    IN_PTR(uint, table);
     OUT_PTR(float, out);
     OUT_PTR(float, parts);
     local float query[HEAD_DIM], weights[GROUP], scratch[GROUP];
+    local ulong pages[GROUP]; // of the keys that are being looked at
     const uint i = get_local_id(0);
     const uint head = get_group_id(0), token = get_group_id(1), span = get_group_id(2), spans = get_num_groups(2);
     const ulong row = (ulong)token * HEADS + head;
-    const ulong cache = (ulong)(head / (HEADS / KV_HEADS)) * capacity;
+    const uint kv_head = head / (HEADS / KV_HEADS);
     if (i < HEAD_DIM) {
         query[i] = q[row * HEAD_DIM + i] / sqrt((float)HEAD_DIM);
     }
@@ -55,12 +79,9 @@ KERNEL attention(IN(q), IN(keys), IN(values), const uint start, const uint capac
         const uint count = min((uint)GROUP, to - first);
         float score = -INFINITY;
         if (i < count) {
-            const ulong at = (cache + first + i) * HEAD_DIM;
-            float4 terms = (float4)(0.0f);
-            for (uint d = 0; d < HEAD_DIM; d += 4) {
-                terms += vload4(0, query + d) * load4(keys, at + d);
-            }
-            score = (terms.x + terms.y) + (terms.z + terms.w);
+            const ulong page = kv_page(table, first + i, page_bytes);
+            pages[i] = page;
+            score = key_dot(query, cache + page, kv_row(kv_head, first + i));
         }
         const float new_largest = fmax(largest, group_max(score, scratch));
         // NaN is no maximum, but must not vanish.
@@ -71,7 +92,8 @@ KERNEL attention(IN(q), IN(keys), IN(values), const uint start, const uint capac
         mixed *= factor;
         if (part < PARTS) {
             for (uint k = part; k < count; k += PARTS) {
-                mixed += weights[k] * load1(values, (cache + first + k) * HEAD_DIM + col);
+                global const uchar *values = cache + pages[k] + KV_PART;
+                mixed += weights[k] * value(values, kv_row(kv_head, first + k), col);
             }
         }
         largest = new_largest;

@@ -61,3 +61,21 @@
 #define ADD(a, b) ((a) + (b))
 GROUP_REDUCE(group_sum, ADD, sub_group_reduce_add)
 GROUP_REDUCE(group_max, fmax, sub_group_reduce_max)
+
+// The largest of magnitudes, as bits: what is not a number is larger than all numbers.
+inline uint magnitude(float4 x) {
+    const uint4 bits = as_uint4(x) & 0x7fffffffu;
+    return max(max(bits.x, bits.y), max(bits.z, bits.w));
+}
+
+// The largest of 8 neighbours' numbers, by way of local memory.
+inline uint block_max(uint x, local uint *scratch) {
+    const uint i = get_local_id(0);
+    scratch[i] = x;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (uint k = 0; k < 8; k++) {
+        x = max(x, scratch[(i & ~7u) + k]);
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    return x;
+}

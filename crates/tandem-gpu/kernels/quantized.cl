@@ -6,24 +6,7 @@
 // What must not be divided by: activations of a block that are all smaller count as 0.
 #define TINY 1e-36f
 
-// The largest of magnitudes, as bits: what is not a number is larger than all numbers.
-inline uint magnitude(float4 x) {
-    const uint4 bits = as_uint4(x) & 0x7fffffffu;
-    return max(max(bits.x, bits.y), max(bits.z, bits.w));
-}
-
-// The largest of 8 neighbours' numbers, and the sum, by way of local memory.
-inline uint block_max(uint x, local uint *scratch) {
-    const uint i = get_local_id(0);
-    scratch[i] = x;
-    barrier(CLK_LOCAL_MEM_FENCE);
-    for (uint k = 0; k < BLOCK_ITEMS; k++) {
-        x = max(x, scratch[(i & ~7u) + k]);
-    }
-    barrier(CLK_LOCAL_MEM_FENCE);
-    return x;
-}
-
+// The sum of 8 neighbours' numbers, by way of local memory.
 inline int block_sum(int x, local uint *scratch) {
     const uint i = get_local_id(0);
     scratch[i] = as_uint(x);

@@ -2,6 +2,8 @@
 //!
 //! `cargo xtask kernels` compiles these for the GPU that Tandem is made for, without having one.
 
+use tandem_memory::PAGE_TOKENS;
+
 use crate::measure;
 use crate::ops::sources as s;
 use crate::path::Path;
@@ -63,9 +65,14 @@ pub fn target_builds() -> Vec<TargetBuild> {
     for kind in [4, 8, 17] {
         add(s::EMBEDDING, &[("KIND", kind), ("COLS", HIDDEN)]);
     }
-    for kv_f16 in [0, 1] {
-        let defines =
-            [("HEAD_DIM", HEAD_DIM), ("HEADS", HEADS), ("KV_HEADS", KV_HEADS), ("KV_F16", kv_f16)];
+    for bits in [32, 16, 8] {
+        let defines = [
+            ("HEAD_DIM", HEAD_DIM),
+            ("HEADS", HEADS),
+            ("KV_HEADS", KV_HEADS),
+            ("KV_PAGE", PAGE_TOKENS),
+            ("KV_BITS", bits),
+        ];
         add(s::ROPE, &defines);
         add(s::ATTENTION, &defines);
     }
@@ -93,8 +100,8 @@ mod tests {
             let name = file.unwrap().file_name().into_string().unwrap();
             let built = builds.iter().any(|build| build.file == name);
             // What others begin with.
-            let common = ["common.cl", "quantized.cl", "dots.cl"].contains(&name.as_str());
-            assert!(built || common, "{name}");
+            let common = ["common.cl", "quantized.cl", "dots.cl", "kv.cl"];
+            assert!(built || common.contains(&name.as_str()), "{name}");
         }
     }
 }

@@ -122,7 +122,14 @@ impl SharedMemory {
     /// # Errors
     /// When they are not part of one allocation of this allocator.
     pub(crate) fn place(&self, bytes: &[u8]) -> Result<Place> {
-        let (start, len) = (bytes.as_ptr() as usize, bytes.len());
+        self.place_at(bytes.as_ptr() as usize, bytes.len())
+    }
+
+    /// As [`Self::place`], of so many bytes at an address.
+    ///
+    /// # Errors
+    /// As [`Self::place`].
+    pub(crate) fn place_at(&self, start: usize, len: usize) -> Result<Place> {
         let allocations = self.0.allocations();
         let found = allocations.range(..=start).next_back();
         match found.filter(|(first, a)| start + len <= *first + a.bytes) {

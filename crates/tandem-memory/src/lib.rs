@@ -9,7 +9,10 @@ mod store;
 
 pub use aligned::{AlignedBuffer, AllocError, Allocator, Element, SuppliedMemory, SystemMemory};
 pub use error::MemoryError;
-pub use kv::{KV_BLOCK, KvCache, KvData, KvError, KvLayer, KvPart, KvType};
+pub use kv::{
+    KV_BLOCK, KvCache, KvData, KvError, KvLayer, KvPage, KvPart, KvPlace, KvPool, KvPoolWatch,
+    KvShape, KvType, PAGE_TOKENS,
+};
 pub use packed::{PackedLayout, PackedMatrix, PackedType};
 pub use quantized::QuantizedBlock;
 pub use store::{Packing, StoredRows, StoredTensor, WeightStore};

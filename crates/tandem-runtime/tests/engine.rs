@@ -19,6 +19,7 @@ const OPTIONS: EngineOptions = EngineOptions {
     max_waiting: 64,
     prefill_chunk: 16,
     context: 256,
+    kv_tokens: None,
     kv_type: KvType::F32,
 };
 
@@ -96,6 +97,60 @@ fn every_text_is_the_reference_s_whoever_comes_and_goes() {
     }
 }
 
+/// Texts come, go and are cancelled at random, with far fewer pages than they would take: all that end say what the
+/// reference says, and in the end every page is free again.
+#[test]
+fn pages_are_not_lost_whatever_happens() {
+    let (model, text) = load();
+    let tokenizer = Arc::new(text.tokenizer);
+    let stories = stories();
+    let longest = stories.iter().map(|story| story.ids.len() + story.greedy.len()).max().unwrap();
+    // The longest text and not two of them, and then as many as some have in common.
+    for (seed, kv_tokens) in [(7, longest), (8, 2 * longest), (9, 4 * longest)] {
+        let options = EngineOptions {
+            max_sequences: 8,
+            prefill_chunk: 16,
+            kv_tokens: Some(kv_tokens),
+            ..OPTIONS
+        };
+        let engine = start(&model, &tokenizer, options);
+        let pool = engine.kv_pool().clone();
+        let mut rng = Rng::new(seed);
+        let (mut handles, mut computed, mut prompts) = (Vec::new(), 0, 0);
+        for _ in 0..60 {
+            let story = &stories[rng.below(stories.len())];
+            let most = 1 + rng.below(story.greedy.len());
+            let request = request(most, SamplingParams::GREEDY);
+            let handle = loop {
+                match engine.submit(story.ids.clone(), request.clone()) {
+                    Ok(handle) => break handle,
+                    Err(error) => assert!(error.to_string().contains("queue is full"), "{error}"),
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            };
+            match rng.below(3) {
+                0 => {
+                    let time = Duration::from_millis(rng.below(30) as u64);
+                    let _ = handle.next_event_within(time);
+                }
+                _ => handles.push((handle, &story.greedy[..most])),
+            }
+        }
+        for (handle, expected) in handles {
+            let generated = listen(&handle);
+            assert_eq!(generated.ids, expected, "seed {seed}");
+            let read = generated.cached_tokens + generated.computed_tokens;
+            assert_eq!(read, generated.prompt_tokens);
+            computed += generated.computed_tokens;
+            prompts += generated.prompt_tokens;
+        }
+        assert!(computed < prompts, "{computed} of {prompts} tokens of prompts were read");
+        assert!(pool.free_pages() < pool.pages(), "nothing was kept");
+        drop(engine);
+        assert_eq!(pool.free_pages(), pool.pages(), "seed {seed}");
+    }
+}
+
 /// Each text has random numbers, a repetition penalty and stop strings of its own.
 #[test]
 fn every_way_of_choosing_goes_on_as_it_would_alone() {
@@ -144,6 +199,17 @@ fn what_cannot_be_done_is_refused() {
     assert_eq!(
         start_error(EngineOptions { prefill_chunk: 0, ..OPTIONS }),
         "prefill_chunk: expected 1 or more, found 0"
+    );
+    assert_eq!(
+        start_error(EngineOptions { kv_tokens: Some(0), ..OPTIONS }),
+        "kv_tokens: expected 1 or more, found 0"
+    );
+    // A text cannot have more pages than there are.
+    let narrow = start(&model, &tokenizer, EngineOptions { kv_tokens: Some(64), ..OPTIONS });
+    let request_of_65 = narrow.submit(vec![1; 65], request(1, SamplingParams::GREEDY));
+    assert_eq!(
+        request_of_65.map(|_| ()).unwrap_err().to_string(),
+        "the prompt has 65 tokens, but the context holds only 64: shorten the prompt"
     );
     let engine = start(&model, &tokenizer, EngineOptions { max_waiting: 0, ..OPTIONS });
     let refused = |prompt, sampling| {

@@ -19,6 +19,7 @@ const OPTIONS: EngineOptions = EngineOptions {
     max_waiting: 8,
     prefill_chunk: 16,
     context: 256,
+    kv_tokens: None,
     kv_type: KvType::F32,
 };
 

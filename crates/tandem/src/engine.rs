@@ -47,7 +47,7 @@ impl Engine {
         let session = session(&checkpoint, &executor, compute)?;
         if place.explain {
             note!("{}", placement::explain(&placing));
-            for refusal in refusals(&executor, compute) {
+            for refusal in refusals(&executor) {
                 note!("{refusal}");
             }
             if let Some(experts) = executor.expert_memory() {
@@ -145,12 +145,12 @@ pub(crate) fn describe(checkpoint: &Checkpoint, executor: &Executor, placing: &P
 }
 
 /// What the GPU is to compute and cannot, with reasons.
-fn refusals(executor: &Executor, compute: &ComputeOptions) -> Vec<String> {
+fn refusals(executor: &Executor) -> Vec<String> {
     let plans = || executor.planner().cases().iter().flat_map(|case| case.plan.steps());
     let wanted =
         |operation| plans().any(|step| step.operation == operation && step.placement.uses_igpu());
     let refusal = |operation: Operation| {
-        let reason = executor.gpu_refusal(operation, compute.kv_type.into())?;
+        let reason = executor.gpu_refusal(operation)?;
         Some(format!("{} stays on the CPU: {reason}", operation.name()))
     };
     Operation::ALL.into_iter().filter(|&o| wanted(o)).filter_map(refusal).collect()

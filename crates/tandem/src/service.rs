@@ -46,6 +46,11 @@ pub(crate) struct ServiceOptions {
           value_parser = at_least_one)]
     pub(crate) prefill_chunk: usize,
 
+    /// Tokens that all texts together have room for in the KV cache, those that ended and are kept for texts that begin
+    /// alike included; without it as many as --max-sequences of the longest texts take, but not above 4 GiB or one such text
+    #[arg(long, value_name = "TOKENS", env = "TANDEM_KV_TOKENS", value_parser = at_least_one)]
+    pub(crate) kv_tokens: Option<usize>,
+
     /// What decides where steps are computed while texts are written: static, bandwidth_aware or adaptive
     #[arg(long, value_name = "POLICY", env = "TANDEM_POLICY")]
     pub(crate) policy: Option<PolicyKind>,
@@ -112,6 +117,7 @@ impl Service {
             max_waiting: options.max_waiting,
             prefill_chunk: options.prefill_chunk,
             context,
+            kv_tokens: options.kv_tokens,
             kv_type: compute.kv_type.into(),
         };
         let engine = Engine::start_with(executor, Arc::clone(&tokenizer), engine_options, setup)?;

@@ -2,7 +2,7 @@
 
 use tandem_cpu::Cpu;
 use tandem_cpu::ops::{Queries, Rope, Sequence, attention, attention_all, store_kv};
-use tandem_memory::{KV_BLOCK, KvCache, KvData, KvType};
+use tandem_memory::{KV_BLOCK, KvCache, KvData, KvPool, KvShape, KvType, SystemMemory};
 use tandem_testkit::oracle::{Attention, Expected, assert_close};
 
 use super::{Random, on_every_isa};
@@ -42,6 +42,26 @@ fn stored(data: KvData<'_>) -> Vec<f32> {
     }
 }
 
+/// An empty cache whose pages come in random order. They are of the usual size, or of a random smaller one, so that runs of
+/// memory end anywhere.
+fn scattered(random: &mut Random, shape: KvShape, capacity: usize) -> KvCache {
+    let sizes = [1, 2, 8, 16, shape.page_tokens, shape.page_tokens, 2 * shape.page_tokens];
+    let page = sizes[random.below(sizes.len())];
+    let shape = shape.with_page_tokens(page);
+    let pages = shape.pages(capacity);
+    let pool = KvPool::new(&SystemMemory, shape, (pages + 3) * page).unwrap();
+    let one = || {
+        let mut cache = KvCache::in_pool(&pool, page);
+        cache.reserve(page).unwrap();
+        cache
+    };
+    let mut taken: Vec<KvCache> = (0..pages + 3).map(|_| one()).collect();
+    while !taken.is_empty() {
+        taken.swap_remove(random.below(taken.len()));
+    }
+    KvCache::in_pool(&pool, capacity)
+}
+
 /// `[position][head][..]` of what is there by heads.
 fn by_position(heads: &[Vec<f32>], dim: usize) -> Vec<f32> {
     let positions = heads[0].len() / dim;
@@ -58,15 +78,17 @@ impl Case {
         };
         let (k, v) = (scaled(count, self.scale), scaled(count, 1.0));
         let q = scaled(self.tokens * self.heads * self.dim, self.scale);
-        // Room to spare, so that heads lie further apart than the sequence is long.
-        let capacity = self.start + self.tokens + 3;
-        let mut cache = KvCache::new(2, self.kv_heads, self.dim, capacity, self.kind).unwrap();
-        cache.write(1, 0, &k, &v).unwrap();
         let len = self.start + self.tokens;
+        let shape = KvShape::new(2, self.kv_heads, self.dim, self.kind);
+        let mut cache = scattered(random, shape, len);
+        cache.write(1, 0, &k, &v).unwrap();
         let layer = cache.layer(1);
         let heads = 0..self.kv_heads;
-        let k: Vec<_> = heads.clone().map(|head| stored(layer.keys(head, 0..len))).collect();
-        let v: Vec<_> = heads.map(|head| stored(layer.values(head, 0..len))).collect();
+        let runs = layer.runs(0..len);
+        let keys = |head| runs.clone().flat_map(|run| stored(layer.keys(head, run))).collect();
+        let values = |head| runs.clone().flat_map(|run| stored(layer.values(head, run))).collect();
+        let k: Vec<Vec<f32>> = heads.clone().map(keys).collect();
+        let v: Vec<Vec<f32>> = heads.map(values).collect();
         let (k, v) = (by_position(&k, self.dim), by_position(&v, self.dim));
         Data { q, k, v, cache }
     }

@@ -47,6 +47,10 @@ impl Random {
         (self.bits() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
     }
 
+    fn below(&mut self, end: usize) -> usize {
+        (self.bits() % end as u64) as usize
+    }
+
     fn numbers(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| self.number()).collect()
     }

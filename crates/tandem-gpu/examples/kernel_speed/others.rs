@@ -1,12 +1,12 @@
 //! The operations between products: short, but a launch each.
 
-use half::f16;
 use tandem_formats::DType;
 use tandem_gpu::ops::{
-    self, FloatWeights, Heads, KvRegion, Output, Precision, QuantizedVec, UsesVec, attention_spans,
+    self, FloatWeights, Heads, KvPages, KvRegion, Output, PageTable, Precision, QuantizedVec,
+    UsesVec, attention_spans,
 };
-use tandem_gpu::{Gpu, GpuVec, Result};
-use tandem_memory::KvType;
+use tandem_gpu::{Gpu, GpuVec, Result, Scope, Sharing};
+use tandem_memory::{KvCache, KvShape, KvType};
 
 use crate::Bench;
 use crate::timing::time;
@@ -27,7 +27,7 @@ pub(crate) fn all(bench: &Bench, tokens: &[usize]) -> anyhow::Result<()> {
     println!("| operation | {} |", counts.join(" | "));
     println!("|---|{}", "---|".repeat(tokens.len()));
     type Measured = fn(&Bench, usize) -> Result<f64>;
-    let operations: [(&str, Measured); 11] = [
+    let operations: [(&str, Measured); 12] = [
         ("LayerNorm", layer_norm),
         ("quantize", quantize),
         ("both in one", norm_quantize),
@@ -35,6 +35,7 @@ pub(crate) fn all(bench: &Bench, tokens: &[usize]) -> anyhow::Result<()> {
         ("router's product (f32)", router_product),
         ("RoPE and KV write", rope),
         ("attention, 1024 before", attention),
+        ("attention, 1024 before in q8_0", attention_8_bits),
         ("SparseMixer", router),
         ("grouping", grouping),
         ("gather", gather),
@@ -131,8 +132,10 @@ fn router_product(bench: &Bench, tokens: usize) -> Result<f64> {
 
 /// A layer's attention, with `tokens` at the end of a context.
 struct Layer {
-    keys: GpuVec<u8>,
-    values: GpuVec<u8>,
+    kv: KvCache,
+    table: PageTable,
+    /// The pages, on a device with memory of its own.
+    copy: Option<GpuVec<u8>>,
     q: GpuVec<f32>,
     k: GpuVec<f32>,
     angles: GpuVec<f32>,
@@ -141,12 +144,18 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(gpu: &Gpu, tokens: usize) -> Result<Self> {
+    fn new(gpu: &Gpu, tokens: usize, kind: KvType) -> Result<Self> {
         let capacity = CONTEXT + tokens;
-        let bytes = capacity * HEADS.kv * HEADS.dim * size_of::<f16>();
+        let shape = KvShape::new(1, HEADS.kv, HEADS.dim, kind);
+        let mut kv = KvCache::new_in(gpu.memory(), shape, capacity).expect("memory");
+        kv.claim(0, 0, capacity).expect("room");
+        let mut table = PageTable::new(gpu)?;
+        table.update(gpu, &kv)?;
+        let own = gpu.memory().sharing() == Sharing::None;
         Ok(Self {
-            keys: gpu.zeros(bytes)?,
-            values: gpu.zeros(bytes)?,
+            copy: own.then(|| gpu.zeros(kv.pool().bytes())).transpose()?,
+            kv,
+            table,
             q: ones(gpu, tokens * HEADS.queries * HEADS.dim)?,
             k: ones(gpu, tokens * HEADS.kv * HEADS.dim)?,
             angles: ones(gpu, tokens * HEADS.dim)?,
@@ -156,36 +165,54 @@ impl Layer {
     }
 }
 
+/// The pages of a layer.
+fn lend<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    kv: &'scope mut KvCache,
+    table: &'scope PageTable,
+    copy: &'scope mut Option<GpuVec<u8>>,
+) -> Result<KvRegion<'scope>> {
+    let pages = match copy {
+        Some(copy) => KvPages::lend_copy(scope, kv, &scope.vec_mut(copy)?, table)?,
+        None => KvPages::lend(scope, kv, table)?,
+    };
+    KvRegion::new(scope, HEADS, &pages, 0)
+}
+
 fn rope(bench: &Bench, tokens: usize) -> Result<f64> {
     let gpu = &bench.gpu;
-    let mut layer = Layer::new(gpu, tokens)?;
+    let mut layer = Layer::new(gpu, tokens, KvType::F16)?;
     let times = time(gpu, bench.rounds, &["rope_kv"], || {
         gpu.scope(|scope| {
-            let (keys, values) =
-                (scope.vec_mut(&mut layer.keys)?, scope.vec_mut(&mut layer.values)?);
-            let kv = KvRegion::new(scope, HEADS, KvType::F16, keys, values)?;
-            let (q, k) = (scope.vec_mut(&mut layer.q)?, scope.vec(&layer.k)?);
-            let angles = scope.vec(&layer.angles)?;
+            let Layer { kv, table, copy, q, k, angles, .. } = &mut layer;
+            let kv = lend(scope, kv, table, copy)?;
+            let (q, k, angles) = (scope.vec_mut(q)?, scope.vec(k)?, scope.vec(angles)?);
             (0..LAUNCHES).try_for_each(|_| kv.rope_and_write(scope, &angles, &q, &k, &k, CONTEXT))
         })
     })?;
     Ok(times.kernel)
 }
 
-fn attention(bench: &Bench, tokens: usize) -> Result<f64> {
+fn attention_of(bench: &Bench, tokens: usize, kind: KvType) -> Result<f64> {
     let gpu = &bench.gpu;
-    let mut layer = Layer::new(gpu, tokens)?;
+    let mut layer = Layer::new(gpu, tokens, kind)?;
     let times = time(gpu, bench.rounds, &["attention"], || {
         gpu.scope(|scope| {
-            let (keys, values) =
-                (scope.vec_mut(&mut layer.keys)?, scope.vec_mut(&mut layer.values)?);
-            let kv = KvRegion::new(scope, HEADS, KvType::F16, keys, values)?;
-            let (q, out) = (scope.vec(&layer.q)?, scope.vec_mut(&mut layer.out)?);
-            let spans = scope.vec_mut(&mut layer.spans)?;
+            let Layer { kv, table, copy, q, out, spans, .. } = &mut layer;
+            let kv = lend(scope, kv, table, copy)?;
+            let (q, out, spans) = (scope.vec(q)?, scope.vec_mut(out)?, scope.vec_mut(spans)?);
             (0..LAUNCHES).try_for_each(|_| kv.attention(scope, &q, CONTEXT, None, &spans, &out))
         })
     })?;
     Ok(times.kernel)
+}
+
+fn attention(bench: &Bench, tokens: usize) -> Result<f64> {
+    attention_of(bench, tokens, KvType::F16)
+}
+
+fn attention_8_bits(bench: &Bench, tokens: usize) -> Result<f64> {
+    attention_of(bench, tokens, KvType::Q8_0)
 }
 
 fn router(bench: &Bench, tokens: usize) -> Result<f64> {

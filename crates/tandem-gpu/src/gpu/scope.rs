@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use tandem_memory::Element;
+use tandem_memory::{Element, KvPool};
 
 use super::Gpu;
 use super::arg::Arg;
@@ -56,6 +56,17 @@ impl<'scope, 'env> Scope<'scope, 'env> {
     pub fn lend_mut<T: Element>(&self, numbers: &'scope mut [T]) -> Result<RegionMut<'scope, T>> {
         let place = self.gpu.memory.place(bytes_of(numbers))?;
         Ok(RegionMut(Region { place, len: numbers.len(), lent: PhantomData }))
+    }
+
+    /// Finds a pool of KV pages, which must be in [shared memory](Gpu::memory). Whoever launches kernels with it answers for
+    /// their keeping to the pages of caches that are lent for the scope, and writing only those that no other cache has.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub(crate) fn lend_pool(&self, pool: &KvPool) -> Result<RegionMut<'scope, u8>> {
+        let len = pool.bytes();
+        let place = self.gpu.memory.place_at(pool.address(), len)?;
+        Ok(RegionMut(Region { place, len, lent: PhantomData }))
     }
 
     /// Lends a vector for reading.

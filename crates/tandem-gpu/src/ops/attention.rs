@@ -1,18 +1,28 @@
-//! Rotary embedding with the KV cache's write, and attention over the cache.
+//! Rotary embedding with the KV cache's write, and attention over the cache's pages.
 
-use half::f16;
-use tandem_memory::KvType;
+use tandem_memory::{KvShape, KvType};
 
 use super::LOCAL;
+use super::kv::KvPages;
 use crate::error::{GpuError, Result};
 use crate::gpu::{Gpu, GpuVec, Region, RegionMut, Scope, Work};
 use crate::path::GROUP;
 use crate::program::Source;
 
-pub(crate) const ROPE: Source =
-    Source { file: "rope_kv.cl", text: include_str!("../../kernels/rope_kv.cl") };
-pub(crate) const ATTENTION: Source =
-    Source { file: "attention.cl", text: include_str!("../../kernels/attention.cl") };
+/// A source that begins with how pages are found.
+macro_rules! paged {
+    ($file:literal) => {
+        Source {
+            file: $file,
+            text: concat!(
+                include_str!("../../kernels/kv.cl"),
+                include_str!(concat!("../../kernels/", $file))
+            ),
+        }
+    };
+}
+pub(crate) const ROPE: Source = paged!("rope_kv.cl");
+pub(crate) const ATTENTION: Source = paged!("attention.cl");
 /// Keys of a span, where an input is short. Fixed, so that results do not depend on the device.
 const SPAN: usize = 512;
 /// Tokens of an input that is short: others have work-groups enough without cutting the keys.
@@ -29,64 +39,56 @@ pub struct Heads {
     pub dim: usize,
 }
 
-/// Keys and values of a layer, each `[kv_head][position][head_dim]`, that are lent to a device.
+/// A layer's keys and values, in pages that are lent to a device.
 #[derive(Clone, Debug)]
 pub struct KvRegion<'scope> {
     heads: Heads,
-    kind: KvType,
-    number_bytes: usize,
-    keys: RegionMut<'scope, u8>,
-    values: RegionMut<'scope, u8>,
+    pages: KvPages<'scope>,
+    /// All pages from this layer's part of the first one on.
+    bytes: RegionMut<'scope, u8>,
 }
 
 impl<'scope> KvRegion<'scope> {
-    /// A layer's keys and values over their bytes.
+    /// A layer's keys and values in a sequence's pages.
     ///
     /// # Errors
-    /// When there are no kernels for such heads, or for caches of that type.
+    /// When there are no kernels for such heads.
     ///
     /// # Panics
-    /// When the shapes do not fit together.
+    /// When the shapes do not fit together, or there is no such layer.
     pub fn new(
         scope: &Scope<'_, '_>,
         heads: Heads,
-        kind: KvType,
-        keys: RegionMut<'scope, u8>,
-        values: RegionMut<'scope, u8>,
+        pages: &KvPages<'scope>,
+        layer: usize,
     ) -> Result<Self> {
         let Heads { queries, kv, dim } = heads;
+        let shape = pages.shape;
         assert!(kv > 0 && queries.is_multiple_of(kv), "{queries} heads, {kv} KV heads");
-        let missing =
-            |what| Err(GpuError::Missing { device: scope.gpu().device().info().full_name(), what });
-        if let Some(fault) = attention_heads_fault(heads) {
-            return missing(fault);
+        assert_eq!((kv, dim), (shape.kv_heads, shape.head_dim), "heads of a KV cache");
+        assert!(layer < shape.layers, "layer {layer} of {}", shape.layers);
+        if let Some(what) = attention_heads_fault(heads) {
+            let device = scope.gpu().device().info().full_name();
+            return Err(GpuError::Missing { device, what });
         }
-        let number_bytes = match kind {
-            KvType::F16 => size_of::<f16>(),
-            KvType::F32 => size_of::<f32>(),
-            KvType::Q8_0 => {
-                return missing(
-                    "attention over a KV cache in q8_0: expected f16 or f32".to_owned(),
-                );
-            }
-        };
-        super::tokens("KV cache", keys.len(), kv * dim * number_bytes);
-        assert_eq!(keys.len(), values.len(), "bytes of keys and values");
-        Ok(Self { heads, kind, number_bytes, keys, values })
-    }
-
-    /// Positions that there is room for.
-    pub fn capacity(&self) -> usize {
-        self.keys.len() / (self.heads.kv * self.heads.dim * self.number_bytes)
+        let bytes = pages.pool.slice_mut(layer * shape.layer_bytes()..pages.pool.len());
+        Ok(Self { heads, pages: pages.clone(), bytes })
     }
 
     /// The part of it that kernels are compiled for.
-    fn defines(&self) -> [(&'static str, usize); 4] {
+    fn defines(&self) -> [(&'static str, usize); 5] {
+        let KvShape { kind, page_tokens, .. } = self.pages.shape;
+        let bits = match kind {
+            KvType::F32 => 32,
+            KvType::F16 => 16,
+            KvType::Q8_0 => 8,
+        };
         [
             ("HEAD_DIM", self.heads.dim),
             ("HEADS", self.heads.queries),
             ("KV_HEADS", self.heads.kv),
-            ("KV_F16", usize::from(self.kind == KvType::F16)),
+            ("KV_PAGE", page_tokens),
+            ("KV_BITS", bits),
         ]
     }
 
@@ -98,7 +100,7 @@ impl<'scope> KvRegion<'scope> {
     /// When the driver fails.
     ///
     /// # Panics
-    /// When the shapes do not fit together, or the tokens do not fit the cache.
+    /// When the shapes do not fit together, or the tokens do not fit the pages, or others have those too.
     pub fn rope_and_write(
         &self,
         scope: &Scope<'_, '_>,
@@ -112,12 +114,13 @@ impl<'scope> KvRegion<'scope> {
         let tokens = super::tokens("queries", q.len(), queries * dim);
         assert_eq!((k.len(), v.len()), (tokens * kv * dim, tokens * kv * dim), "keys and values");
         assert_eq!(angles.len(), tokens * dim, "cosines and sines");
-        assert!(start + tokens <= self.capacity(), "{tokens} tokens from {start}");
-        let items = tokens * (queries + 2 * kv) * (dim / 2);
+        self.pages.check_writable(start, tokens);
+        let items = tokens * (queries * (dim / 2) + 2 * kv * (dim / 4));
         let defines = self.defines();
         let global = [items.next_multiple_of(GROUP), 1, 1];
         let work = Work { source: ROPE, name: "rope_kv", defines: &defines, global, local: LOCAL };
-        // SAFETY: a work-item has one pair of a head of a token, all of which have been checked to be there.
+        // SAFETY: a work-item has a pair of a query or four numbers of a key or value of a token, all of which have been
+        // checked to be there; it writes to a page that has been checked to be the cache's alone.
         unsafe {
             scope.launch(
                 work,
@@ -126,11 +129,11 @@ impl<'scope> KvRegion<'scope> {
                     k.into(),
                     v.into(),
                     angles.into(),
-                    (&self.keys).into(),
-                    (&self.values).into(),
+                    (&self.bytes).into(),
+                    (&self.pages.table).into(),
                     tokens.into(),
                     start.into(),
-                    self.capacity().into(),
+                    self.pages.shape.page_bytes().into(),
                 ],
             )
         }
@@ -144,7 +147,7 @@ impl<'scope> KvRegion<'scope> {
     /// When the driver fails.
     ///
     /// # Panics
-    /// When the shapes do not fit together, the window is 0, or there are more tokens than the cache or `spans` has
+    /// When the shapes do not fit together, the window is 0, or there are more tokens than there are pages or `spans` has
     /// room for.
     pub fn attention(
         &self,
@@ -158,7 +161,8 @@ impl<'scope> KvRegion<'scope> {
         let Heads { queries, dim, .. } = self.heads;
         let tokens = super::tokens("attention queries", q.len(), queries * dim);
         assert_eq!(out.len(), q.len(), "attention output");
-        assert!(start + tokens <= self.capacity(), "attention of {tokens} tokens from {start}");
+        let room = self.pages.room();
+        assert!(start + tokens <= room, "attention of {tokens} tokens from {start} over {room}");
         assert!(window != Some(0), "attention window of 0");
         let keys = start + tokens;
         let span = if tokens <= SHORT { SPAN } else { keys };
@@ -169,16 +173,16 @@ impl<'scope> KvRegion<'scope> {
         let global = [queries * GROUP, tokens, count];
         let work = Work { source, name: "attention", defines: &defines, global, local: LOCAL };
         // SAFETY: a group has a query of `q` and `out`, and a span's place among the parts; keys end before
-        // `start + tokens`, which the cache has.
+        // `start + tokens`, which there are pages for.
         unsafe {
             scope.launch(
                 work,
                 &[
                     q.into(),
-                    (&self.keys).into(),
-                    (&self.values).into(),
+                    (&self.bytes).into(),
+                    (&self.pages.table).into(),
                     start.into(),
-                    self.capacity().into(),
+                    self.pages.shape.page_bytes().into(),
                     window.unwrap_or(0).into(),
                     span.into(),
                     out.into(),

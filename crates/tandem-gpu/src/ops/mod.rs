@@ -8,6 +8,7 @@ mod activations;
 mod attention;
 mod elementwise;
 mod experts;
+mod kv;
 mod matmul;
 mod norm;
 mod rows;
@@ -16,6 +17,7 @@ pub use activations::{Precision, Quantized, QuantizedRoom, QuantizedVec};
 pub use attention::{Heads, KvRegion, attention_heads_fault, attention_spans};
 pub use elementwise::{argmax, silu_mul, silu_mul_quantized};
 pub use experts::{Uses, UsesOnCpu, UsesVec, sparsemixer};
+pub use kv::{KvPages, PageTable};
 pub use matmul::{
     Dense, ExpertInput, ExpertStarts, ExpertWeights, Output, PackedWeights, matmul, matmul_all,
     matmul_experts,

@@ -1,7 +1,7 @@
 //! Memory that both sides use, with no copy.
 
 use tandem_gpu::{Gpu, GpuOptions, Sharing};
-use tandem_memory::{Allocator, KvCache, KvType};
+use tandem_memory::{Allocator, KvCache, KvShape, KvType};
 
 use super::{on_every_gpu, runtimes};
 
@@ -11,7 +11,10 @@ fn a_kv_cache_and_parts_of_buffers_are_found() {
         if gpu.memory().sharing() == Sharing::None {
             return;
         }
-        let mut cache = KvCache::new_in(gpu.memory(), 2, 2, 32, 100, KvType::F16).unwrap();
+        let mut cache = {
+            let shape = KvShape::new(2, 2, 32, KvType::F16);
+            KvCache::new_in(gpu.memory(), shape, 100).unwrap()
+        };
         cache.write(1, 0, &[0.5; 64], &[0.25; 64]).unwrap();
         let buffer = gpu.memory().zeroed(10_000).unwrap();
         let elsewhere = [0u8; 64];

@@ -25,6 +25,7 @@ pub(crate) const OPTIONS: EngineOptions = EngineOptions {
     max_waiting: 64,
     prefill_chunk: 16,
     context: 480,
+    kv_tokens: None,
     kv_type: KvType::F32,
 };
 

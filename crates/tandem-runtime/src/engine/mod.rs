@@ -4,10 +4,17 @@
 //! being written and some tokens of prompts that are being read. So weights are read once for all of them, a text joins
 //! or leaves between any two tokens, and no prompt, however long, keeps the others waiting for longer than its chunk
 //! takes.
+//!
+//! Keys and values of all texts are in pages of one pool. Texts that begin alike have pages in common, those that run now
+//! and those that have ended: what is in them is computed once. A text begins when there are pages for its prompt; where
+//! they run out, those of ended texts are given up, and then the text that began last is interrupted, and goes on when
+//! others have ended.
 
 mod control;
 mod describe;
 mod handle;
+mod pages;
+mod prefix;
 mod queue;
 mod rounds;
 mod status;
@@ -15,7 +22,7 @@ mod status;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use tandem_memory::KvType;
+use tandem_memory::{KvPool, KvType, PAGE_TOKENS};
 use tandem_model::PhimoeConfig;
 use tandem_model::tokenizer::Tokenizer;
 
@@ -36,18 +43,25 @@ use rounds::Rounds;
 use status::Status;
 pub use status::Throughput;
 
+/// Bytes of all texts' KV pages, at most, where neither their number nor a single text's length ask for more.
+const DEFAULT_KV_BYTES: usize = 4 << 30;
+
 /// How an engine shares itself out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
-    /// Texts that are read and written at a time, at most; each may have a KV cache of its own.
+    /// Texts that are read and written at a time, at most.
     pub max_sequences: usize,
     /// Texts that wait for their turn, at most.
     pub max_waiting: usize,
     /// Tokens of prompts in a round, at most, while some text is being written: that bounds the time between two of its
     /// tokens. With none being written, as many as the executor takes.
     pub prefill_chunk: usize,
-    /// Tokens that a text's KV cache has room for.
+    /// Tokens of a text, at most; fewer where all pages together hold no more.
     pub context: usize,
+    /// Tokens that all texts together have KV pages for, those that ended and are kept included: this is the limit of their
+    /// memory. None is as many as `max_sequences` texts of the longest kind take, but no more than one such text or 4 GiB,
+    /// whichever is more.
+    pub kv_tokens: Option<usize>,
     /// How keys and values are stored.
     pub kv_type: KvType,
 }
@@ -81,6 +95,7 @@ pub struct Engine {
     queue: Arc<Queue>,
     status: Arc<Status>,
     options: EngineOptions,
+    pool: KvPool,
     config: PhimoeConfig,
     devices: Vec<DeviceDescription>,
     instrumentation: Option<Arc<Instrumentation>>,
@@ -92,7 +107,8 @@ impl Engine {
     /// Starts an engine.
     ///
     /// # Errors
-    /// Where a number in `options` is out of range, or the thread cannot be started.
+    /// Where a number in `options` is out of range, memory for keys and values cannot be had, or the thread cannot be
+    /// started.
     pub fn start(
         executor: Executor,
         tokenizer: Arc<Tokenizer>,
@@ -115,11 +131,14 @@ impl Engine {
             true => Ok(()),
             false => Err(RuntimeError::Parameter { name, expected, found: found as f32 }),
         };
-        let EngineOptions { max_sequences, prefill_chunk, context, .. } = options;
+        let EngineOptions { max_sequences, prefill_chunk, context, kv_tokens, .. } = options;
         let fits = (1..executor.batch()).contains(&max_sequences);
         check(fits, "max_sequences", "1 or more, and fewer than a batch", max_sequences)?;
         check(prefill_chunk > 0, "prefill_chunk", "1 or more", prefill_chunk)?;
         check(context > 0, "context", "1 or more", context)?;
+        let kv_tokens = kv_tokens.unwrap_or_else(|| default_kv_tokens(&executor, options));
+        check(kv_tokens > 0, "kv_tokens", "1 or more", kv_tokens)?;
+        let pool = executor.kv_pool(kv_tokens, options.kv_type)?;
         let EngineSetup { instrumentation, partition, choices, policy, cpu_name } = setup;
         if let Some(instrumentation) = &instrumentation {
             executor.set_instruments(instrumentation.instruments());
@@ -131,12 +150,12 @@ impl Engine {
         let (queue, status) = (Arc::new(Queue::new(recorder)), Arc::new(Status::default()));
         let config = executor.model().config().clone();
         let devices = describe::devices(&executor, cpu_name);
-        let shared = (Arc::clone(&queue), Arc::clone(&status));
+        let shared = (Arc::clone(&queue), Arc::clone(&status), pool.clone());
         let thread = std::thread::Builder::new()
             .name("tandem-engine".into())
             .spawn(move || {
-                let (queue, status) = shared;
-                Rounds::new(executor, &tokenizer, (&queue, &status), options).run();
+                let (queue, status, pool) = shared;
+                Rounds::new(executor, &tokenizer, (&queue, &status), options, &pool).run();
             })
             .map_err(|source| RuntimeError::Threads { threads: 1, source })?;
         let partition = partition.unwrap_or_else(|| Partition::everything(Wanted::Cpu));
@@ -144,6 +163,7 @@ impl Engine {
             queue,
             status,
             options,
+            pool,
             config,
             devices,
             instrumentation,
@@ -198,12 +218,17 @@ impl Engine {
     }
 
     fn push(&self, job: Job) -> Result<()> {
-        check_prompt(&job.prompt, self.options.context)?;
+        check_prompt(&job.prompt, self.options.context.min(self.pool.tokens()))?;
         check_ids(&job.prompt, self.config.vocab_size)?;
         // Only to see whether it can be made.
         Sampler::new(job.request.sampling.clone())?;
         let request = Request { lookup: 0, ..job.request };
         self.queue.push(Job { request, ..job }, self.options.max_waiting)
+    }
+
+    /// The pages of all texts.
+    pub fn kv_pool(&self) -> &KvPool {
+        &self.pool
     }
 
     /// The model's dimensions.
@@ -220,6 +245,14 @@ impl Engine {
     pub fn load(&self) -> EngineLoad {
         self.queue.load()
     }
+}
+
+/// [`EngineOptions::kv_tokens`], where they are not given.
+fn default_kv_tokens(executor: &Executor, options: EngineOptions) -> usize {
+    let EngineOptions { context, max_sequences, kv_type, .. } = options;
+    let longest = context.div_ceil(PAGE_TOKENS).saturating_mul(PAGE_TOKENS);
+    let most = DEFAULT_KV_BYTES / executor.kv_shape(kv_type).token_bytes();
+    longest.saturating_mul(max_sequences).min(most.max(longest))
 }
 
 impl Drop for Engine {

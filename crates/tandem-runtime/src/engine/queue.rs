@@ -83,9 +83,15 @@ impl Queue {
         Ok(())
     }
 
-    /// What is due before the next round, where `running` texts are not at their end and `most` may be at a time. Waits for
-    /// something where there is nothing else to do; answers `None` when the queue is closed.
-    pub(super) fn take(&self, running: usize, most: usize) -> Option<Due> {
+    /// What is due before the next round, where `running` texts are not at their end and `most` may be at a time: of those
+    /// that are to begin, up to the first that does not `fit` beside the others. Waits for something where there is nothing
+    /// else to do; answers `None` when the queue is closed.
+    pub(super) fn take(
+        &self,
+        running: usize,
+        most: usize,
+        fits: &mut dyn FnMut(&Job) -> bool,
+    ) -> Option<Due> {
         let mut state = self.state();
         state.running = running;
         while running == 0 && state.is_idle() {
@@ -101,7 +107,9 @@ impl Queue {
         let (mut begin, mut wait) = (Vec::new(), VecDeque::new());
         for job in std::mem::take(&mut state.waiting) {
             let cancelled = job.reply.is_cancelled();
-            if cancelled || state.running < most {
+            // Nobody overtakes one that must wait.
+            let turn = || wait.is_empty() && state.running < most;
+            if cancelled || (turn() && fits(&job)) {
                 state.running += usize::from(!cancelled);
                 begin.push(job);
             } else {
@@ -172,7 +180,7 @@ mod tests {
         let mut jobs = jobs.into_iter();
         let mut push = || queue.push(jobs.next().unwrap(), 3).map_err(|error| error.to_string());
         assert_eq!([push(), push(), push()], [Ok(()), Ok(()), Ok(())]);
-        assert_eq!(numbers(queue.take(4, 5)), [0]);
+        assert_eq!(numbers(queue.take(4, 5, &mut |_| true)), [0]);
         assert_eq!(push(), Ok(()));
         let full = "the queue is full: 3 texts wait behind 5 that are written: try again later";
         assert_eq!(push(), Err(full.to_owned()));
@@ -180,10 +188,12 @@ mod tests {
         handles[2].cancel();
         assert_eq!(queue.load(), EngineLoad { running: 5, waiting: 2 });
         assert_eq!(push(), Ok(()));
-        assert_eq!(numbers(queue.take(4, 5)), [1, 2]);
-        assert_eq!(numbers(queue.take(0, 5)), [3, 5]);
+        assert_eq!(numbers(queue.take(4, 5, &mut |_| true)), [1, 2]);
+        // One that does not fit keeps those behind it waiting.
+        assert!(numbers(queue.take(1, 5, &mut |job| job.prompt[0] != 3)).is_empty());
+        assert_eq!(numbers(queue.take(0, 5, &mut |_| true)), [3, 5]);
         queue.close(false);
-        assert!(queue.take(0, 5).is_none());
+        assert!(queue.take(0, 5, &mut |_| true).is_none());
         let late = queue.push(job(9).1, 3).unwrap_err();
         assert_eq!(late.to_string(), "the engine has stopped");
     }

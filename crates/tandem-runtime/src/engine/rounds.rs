@@ -1,18 +1,22 @@
 //! The engine's thread: round after round.
 
+use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use tandem_memory::KvPool;
 use tandem_model::tokenizer::Tokenizer;
 
 use super::EngineOptions;
 use super::handle::{Event, Job, Reply};
-use super::queue::Queue;
+use super::pages::Pages;
+use super::queue::{Due, Queue};
 use super::status::Status;
 use crate::error::{Result, RuntimeError};
 use crate::executor::Executor;
-use crate::text::{Context, Generated, Generation, Step, Turn, advance};
+use crate::text::{Context, Generated, Generation, Step, Turn, advance, common};
 
 pub(super) struct Rounds<'a> {
     executor: Executor,
@@ -20,10 +24,13 @@ pub(super) struct Rounds<'a> {
     queue: &'a Queue,
     status: &'a Status,
     options: EngineOptions,
+    pages: Pages,
     /// Those whose prompts are being read come in the order of their turns.
     running: Vec<Running<'a>>,
-    /// Caches that no text uses, the one used last at the end. What they hold is there for prompts that begin alike.
-    idle: Vec<Context>,
+    /// Those that were interrupted, the one that began first in front. Their contexts are empty.
+    paused: VecDeque<Running<'a>>,
+    /// Texts that have begun.
+    begun: usize,
 }
 
 /// A text that is read or written.
@@ -33,6 +40,12 @@ struct Running<'a> {
     reply: Reply,
     /// How many ids and bytes of text have been told.
     told: (usize, usize),
+    /// How many texts had begun before it.
+    number: usize,
+    /// What goes through the model in this round.
+    step: Option<Step>,
+    /// Full pages that others were offered.
+    offered: usize,
 }
 
 impl Drop for Rounds<'_> {
@@ -48,19 +61,47 @@ impl<'a> Rounds<'a> {
         tokenizer: &'a Tokenizer,
         (queue, status): (&'a Queue, &'a Status),
         options: EngineOptions,
+        pool: &KvPool,
     ) -> Self {
-        let (running, idle) = (Vec::new(), Vec::new());
-        Self { executor, tokenizer, queue, status, options, running, idle }
+        let pages = Pages::new(pool, options.context);
+        let (running, paused) = (Vec::new(), VecDeque::new());
+        Self { executor, tokenizer, queue, status, options, pages, running, paused, begun: 0 }
     }
 
     /// Goes on until the queue is closed.
     pub(super) fn run(mut self) {
-        while let Some(due) = self.queue.take(self.running.len(), self.options.max_sequences) {
+        while let Some(due) = self.take() {
             due.tasks.into_iter().for_each(|task| task(&mut self.executor));
             due.begin.into_iter().for_each(|job| self.begin(job));
             self.round();
             self.status.look(&self.executor);
         }
+    }
+
+    /// The texts that are to begin: as many as there are pages for, first come, first served. None does before those that
+    /// were interrupted.
+    fn take(&mut self) -> Option<Due> {
+        let busy = self.running.len() + self.paused.len();
+        let (mut left, mut alone) = (self.unpromised(), busy == 0);
+        let (pages, blocked) = (&mut self.pages, !self.paused.is_empty());
+        self.queue.take(busy, self.options.max_sequences, &mut |job| {
+            let needed = pages.needed(&job.prompt);
+            let fits = !blocked && (needed <= left || alone);
+            if fits {
+                (left, alone) = (left.saturating_sub(needed), false);
+            }
+            fits
+        })
+    }
+
+    /// Pages that are free, or can be, and that no text needs which is being read.
+    fn unpromised(&self) -> usize {
+        let promised = |Running { text, context, .. }: &Running<'_>| match text.is_read(context) {
+            true => context.kv.missing_pages(text.known().len() + 2),
+            false => 0,
+        };
+        let promised: usize = self.running.iter().map(promised).sum();
+        self.pages.available().saturating_sub(promised)
     }
 
     fn begin(&mut self, job: Job) {
@@ -73,7 +114,9 @@ impl<'a> Rounds<'a> {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         };
-        let begun = self.context(&prompt).and_then(|mut context| {
+        let known = &prompt[..prompt.len() - 1];
+        let found = self.pages.find(known);
+        let begun = self.pages.context(found, known).and_then(|mut context| {
             let listener = Box::new(listener);
             let tokenizer = self.tokenizer;
             let text =
@@ -82,98 +125,206 @@ impl<'a> Rounds<'a> {
         });
         match begun {
             Ok((text, context)) => {
-                self.running.push(Running { text, context, reply, told: (0, 0) });
+                let number = self.begun;
+                self.begun += 1;
+                let told = (0, 0);
+                let (step, offered) = (None, 0);
+                self.running.push(Running { text, context, reply, told, number, step, offered });
             }
             Err(error) => reply.send(Event::Failed(Arc::new(error))),
         }
     }
 
-    /// The idle cache that has most in common with a prompt; a new one where none has anything and there may be more; else
-    /// the one that has been idle longest.
-    fn context(&mut self, prompt: &[u32]) -> Result<Context> {
-        // Of equal ones the first.
-        let best = self.idle.iter().enumerate().rev().max_by_key(|(_, idle)| idle.common(prompt));
-        let caches = self.running.len() + self.idle.len();
-        match best {
-            Some((index, idle))
-                if idle.common(prompt) > 0 || caches >= self.options.max_sequences =>
-            {
-                Ok(self.idle.remove(index))
+    /// One pass: a token of each text that is written, and tokens of prompts, as many as may be.
+    fn round(&mut self) {
+        self.resume();
+        let waits = self.adopt();
+        self.choose_steps(&waits);
+        self.secure_pages();
+        let (numbers, turns): (Vec<usize>, Vec<Turn<'_, 'a>>) = self
+            .running
+            .iter_mut()
+            .filter_map(|Running { text, context, step, number, .. }| {
+                let step = step.take()?;
+                if text.is_reading() {
+                    self.status.read(step.len());
+                }
+                Some((*number, Turn { text, context, step }))
+            })
+            .unzip();
+        let results = match advance(&mut self.executor, self.tokenizer, turns) {
+            Ok(results) => results.into_iter().map(|result| result.map_err(Arc::new)).collect(),
+            Err(error) => vec![Err(Arc::new(error)); numbers.len()],
+        };
+        self.settle(numbers.into_iter().zip(results).collect());
+    }
+
+    /// Texts that were interrupted go on where there are pages for them, in the order in which they began.
+    fn resume(&mut self) {
+        while let Some(paused) = self.paused.front() {
+            let needed = self.pages.needed(paused.text.known());
+            if !self.running.is_empty() && needed > self.unpromised() {
+                return;
             }
-            _ => {
-                let EngineOptions { context, kv_type, .. } = self.options;
-                Ok(Context::new(self.executor.kv_cache(context, kv_type)?))
-            }
+            self.running.extend(self.paused.pop_front());
         }
     }
 
-    /// One pass: a token of each text that is written, and tokens of prompts, as many as may be.
-    fn round(&mut self) {
-        let steps = self.steps();
-        let went: Vec<bool> = steps.iter().map(Option::is_some).collect();
-        let turns: Vec<Turn<'_, 'a>> = self
-            .running
-            .iter_mut()
-            .zip(steps)
-            .filter_map(|(Running { text, context, .. }, step)| {
-                step.map(|step| Turn { text, context, step })
-            })
-            .collect();
-        let taken = turns.len();
-        let results = match advance(&mut self.executor, self.tokenizer, turns) {
-            Ok(results) => results.into_iter().map(|result| result.map_err(Arc::new)).collect(),
-            Err(error) => vec![Err(Arc::new(error)); taken],
+    /// Texts that are read go on with what others have computed meanwhile. Answers which of them should wait, since another
+    /// is about to compute what they need.
+    fn adopt(&mut self) -> Vec<bool> {
+        let count = self.running.len();
+        let adopt = |index: usize| {
+            let Running { text, context, .. } = &self.running[index];
+            let reads = text.is_read(context);
+            let waits = reads && self.is_computed_by_another(index);
+            if reads && !waits {
+                self.adopt_best(index);
+            }
+            waits
         };
-        self.settle(&went, results);
+        (0..count).map(adopt).collect()
+    }
+
+    /// Whether a text that is read further, or as far and began earlier, is at what this one needs next.
+    fn is_computed_by_another(&self, index: usize) -> bool {
+        let place =
+            |Running { context, number, .. }: &Running<'_>| (context.ids.len(), Reverse(*number));
+        let this = &self.running[index];
+        self.running.iter().any(|other| {
+            let common = common(other.text.known(), this.text.known());
+            other.text.is_read(&other.context)
+                && place(other) > place(this)
+                && common > other.context.ids.len()
+        })
+    }
+
+    /// Gives a text the most that others have of what it needs.
+    fn adopt_best(&mut self, index: usize) {
+        let Running { text, context, .. } = &self.running[index];
+        let (known, here) = (text.known(), context.ids.len());
+        let others = self.running.iter().map(|other| self.pages.find_in(&other.context, known));
+        let of_others = others.max_by_key(|found| found.len);
+        let kept = self.pages.find(known);
+        let best = of_others.into_iter().chain([kept]).max_by_key(|found| found.len);
+        let Some(found) = best.filter(|found| found.len > here) else { return };
+        // Without a page for it, the text is read as if nothing had been found.
+        if let Ok(other) = self.pages.context(found, known)
+            && other.ids.len() > here
+        {
+            let Running { text, context, .. } = &mut self.running[index];
+            text.adopt(context, other);
+        }
     }
 
     /// What each text is to go through the model with, where it is its turn.
-    fn steps(&mut self) -> Vec<Option<Step>> {
-        let written = self.running.iter().filter(|running| !running.text.is_reading()).count();
+    fn choose_steps(&mut self, waits: &[bool]) {
+        let is_read = |Running { text, context, .. }: &Running<'_>| text.is_read(context);
+        let written = self.running.iter().filter(|running| !is_read(running)).count();
         self.executor.set_waiting(self.queue.load().waiting);
         let (batch, limit) = (self.executor.batch(), self.executor.pass_limit());
         let mut room = match written {
             0 => limit,
             _ => self.options.prefill_chunk.min(batch - written).min(limit),
         };
-        let step = |Running { text, context, .. }: &mut Running<'a>| {
-            if !text.is_reading() {
-                return text.next_step(context, 1);
+        for (running, &waits) in self.running.iter_mut().zip(waits) {
+            let reads = is_read(running);
+            let most = if reads { room } else { 1 };
+            let Running { text, context, step, .. } = running;
+            if most > 0 && !waits {
+                *step = text.next_step(context, most);
             }
-            let step = if room > 0 { text.next_step(context, room) } else { None };
-            let len = step.as_ref().map_or(0, Step::len);
-            self.status.read(len);
-            room -= len;
-            step
-        };
-        self.running.iter_mut().map(step).collect()
+            if reads {
+                room -= step.as_ref().map_or(0, Step::len);
+            }
+        }
     }
 
-    /// Tells what came of a round: `results` are those of the texts that `went` through it. Those that have been read for
+    /// Sees to it that there are pages for all steps. Where there are not, what is kept of ended texts is given up; and then
+    /// the texts that began last are interrupted, so that those before them can end.
+    fn secure_pages(&mut self) {
+        let mut order: Vec<usize> = (0..self.running.len()).collect();
+        order.sort_by_key(|&index| self.running[index].number);
+        let mut interrupted = vec![false; self.running.len()];
+        for (place, &index) in order.iter().enumerate() {
+            let mut later = order[place + 1..].iter().rev();
+            while !interrupted[index] && !self.reserve(index) {
+                let victim = later.find(|&&victim| {
+                    !interrupted[victim] && !self.running[victim].context.kv.pages().is_empty()
+                });
+                match victim {
+                    Some(&victim) => interrupted[victim] = true,
+                    // All before it have their pages, so one of them will end.
+                    None if place > 0 => interrupted[index] = true,
+                    None => break,
+                }
+                let victim = victim.copied().unwrap_or(index);
+                self.interrupt(victim);
+            }
+        }
+        let mut interrupted = interrupted.into_iter();
+        let (paused, running): (Vec<_>, Vec<_>) = std::mem::take(&mut self.running)
+            .into_iter()
+            .partition(|_| interrupted.next().unwrap_or_default());
+        self.running = running;
+        self.paused.extend(paused);
+        self.paused.make_contiguous().sort_by_key(|paused| paused.number);
+    }
+
+    /// Has pages for a text's step. Answers whether it could.
+    fn reserve(&mut self, index: usize) -> bool {
+        let Running { context, step, .. } = &mut self.running[index];
+        let Some(step) = step else { return true };
+        let len = context.kv.len() + step.len();
+        self.pages.make_room(context.kv.missing_pages(len)) && context.kv.reserve(len).is_ok()
+    }
+
+    /// Takes a text's pages from it.
+    fn interrupt(&mut self, index: usize) {
+        let Running { text, context, step, offered, .. } = &mut self.running[index];
+        self.pages.keep(context);
+        text.interrupt(context);
+        (*step, *offered) = (None, 0);
+    }
+
+    /// Tells what came of a round: `results` are those of the texts that went through it. Those that have been read for
     /// a while go behind the others.
-    fn settle(&mut self, went: &[bool], results: Vec<Result<(), Arc<RuntimeError>>>) {
+    fn settle(&mut self, results: Vec<(usize, Result<(), Arc<RuntimeError>>)>) {
         let written: usize = self.running.iter().map(Running::untold).sum();
         self.status.written(written);
-        let mut results = results.into_iter();
+        let mut results = results.into_iter().peekable();
         let mut later = Vec::new();
-        for (mut running, &went) in std::mem::take(&mut self.running).into_iter().zip(went) {
-            let result = if went { results.next() } else { None };
-            if let Some(Err(error)) = result {
+        for mut running in std::mem::take(&mut self.running) {
+            let result = results.next_if(|(number, _)| *number == running.number);
+            let went = result.is_some();
+            if let Some((_, Err(error))) = result {
+                self.pages.keep(&running.context);
                 running.reply.send(Event::Failed(error));
-                self.idle.push(running.context);
             } else if running.text.has_ended() {
-                running.text.close();
-                running.tell();
-                running.reply.send(Event::Finished(running.text.finish()));
-                self.idle.push(running.context);
+                self.finish(running);
             } else {
                 running.tell();
-                let queue =
-                    if went && running.text.is_reading() { &mut later } else { &mut self.running };
+                self.pages.offer(&running.context, &mut running.offered);
+                let reads = went && running.text.is_read(&running.context);
+                let queue = if reads { &mut later } else { &mut self.running };
                 queue.push(running);
             }
         }
         self.running.append(&mut later);
+        for mut paused in std::mem::take(&mut self.paused) {
+            match paused.text.poll() {
+                true => self.finish(paused),
+                false => self.paused.push_back(paused),
+            }
+        }
+    }
+
+    /// Tells the end of a text.
+    fn finish(&mut self, mut running: Running<'a>) {
+        running.text.close();
+        running.tell();
+        self.pages.keep(&running.context);
+        running.reply.send(Event::Finished(running.text.finish()));
     }
 }
 
@@ -196,105 +347,4 @@ impl Running<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::handle::{Handle, channel};
-    use crate::{Model, Request, SamplingParams};
-    use tandem_golden::stories_bf16;
-    use tandem_memory::KvType;
-    use tandem_model::{Checkpoint, Text};
-
-    const OPTIONS: EngineOptions = EngineOptions {
-        max_sequences: 4,
-        max_waiting: 4,
-        prefill_chunk: 8,
-        context: 200,
-        kv_type: KvType::F16,
-    };
-
-    fn executor_and_text() -> (Executor, Text) {
-        let checkpoint = Checkpoint::open(&stories_bf16()).unwrap();
-        let model = Arc::new(Model::load(&checkpoint, 2, &|_| {}).unwrap());
-        (Executor::new(model, 2, 32).unwrap(), checkpoint.text().unwrap())
-    }
-
-    fn begin(rounds: &mut Rounds<'_>, prompt: Vec<u32>, max_tokens: usize) -> Handle {
-        let mut request = Request::new(SamplingParams::GREEDY, vec![]);
-        request.max_tokens = Some(max_tokens);
-        let (handle, job) = channel(prompt, request);
-        rounds.begin(job);
-        handle
-    }
-
-    /// Tokens read and tokens written of each text, by the length of its prompt.
-    fn progress(rounds: &Rounds<'_>) -> Vec<(usize, usize, usize)> {
-        let mut all: Vec<_> = rounds
-            .running
-            .iter()
-            .map(|Running { text, context, .. }| {
-                let prompt = text.prompt_tokens();
-                (prompt, context.ids.len().min(prompt), text.ids().len())
-            })
-            .collect();
-        all.sort_unstable();
-        all
-    }
-
-    #[test]
-    fn prompts_take_turns_and_no_one_who_writes_waits_for_more_than_a_chunk() {
-        let (executor, text) = executor_and_text();
-        let (queue, status) = (Queue::default(), Status::default());
-        let mut rounds = Rounds::new(executor, &text.tokenizer, (&queue, &status), OPTIONS);
-        let prompt = |len: u32| (5..5 + len).collect::<Vec<u32>>();
-        let writer = begin(&mut rounds, prompt(40), 100);
-        // Nobody is written, so the whole batch of 32 is the reader's.
-        rounds.round();
-        assert_eq!(progress(&rounds), [(40, 32, 0)]);
-        rounds.round();
-        assert_eq!(progress(&rounds), [(40, 40, 1)]);
-        let _readers = [begin(&mut rounds, prompt(20), 100), begin(&mut rounds, prompt(19), 100)];
-        let expected = [
-            [(19, 0, 0), (20, 8, 0), (40, 40, 2)],
-            [(19, 8, 0), (20, 8, 0), (40, 40, 3)],
-            [(19, 8, 0), (20, 16, 0), (40, 40, 4)],
-            [(19, 16, 0), (20, 16, 0), (40, 40, 5)],
-            // What the one does not need of the chunk is the other's.
-            [(19, 19, 1), (20, 20, 1), (40, 40, 6)],
-            [(19, 19, 2), (20, 20, 2), (40, 40, 7)],
-        ];
-        for expected in expected {
-            rounds.round();
-            assert_eq!(progress(&rounds), expected);
-        }
-        drop(writer);
-        rounds.round();
-        assert_eq!(progress(&rounds), [(19, 19, 3), (20, 20, 3)]);
-        assert_eq!(rounds.idle.len(), 1);
-    }
-
-    #[test]
-    fn caches_are_kept_for_prompts_that_begin_alike() {
-        let (executor, text) = executor_and_text();
-        let (queue, status) = (Queue::default(), Status::default());
-        let mut rounds = Rounds::new(executor, &text.tokenizer, (&queue, &status), OPTIONS);
-        let mut cached = |prompt: Vec<u32>| {
-            let handle = begin(&mut rounds, prompt, 1);
-            while !rounds.running.is_empty() {
-                rounds.round();
-            }
-            let cached = handle.wait().unwrap().cached_tokens;
-            (cached, rounds.idle.len())
-        };
-        let prompt = |start: u32| (start..start + 30).collect::<Vec<u32>>();
-        assert_eq!(cached(prompt(5)), (0, 1));
-        assert_eq!(cached(prompt(100)), (0, 2));
-        assert_eq!(cached(prompt(5)), (29, 2));
-        assert_eq!(cached([prompt(5), prompt(60)].concat()), (30, 2));
-        assert_eq!(cached(prompt(200)), (0, 3));
-        assert_eq!(cached(prompt(300)), (0, 4));
-        // No more than texts may run at a time: the one that was not used for longest is given up.
-        assert_eq!(cached(prompt(400)), (0, 4));
-        assert_eq!(cached(prompt(5)), (29, 4));
-        assert_eq!(cached(prompt(100)), (0, 4));
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tandem_cpu::ops::Largest;
 use tandem_gpu::GpuError;
-use tandem_memory::{KvCache, KvType, SystemMemory};
+use tandem_memory::{KvCache, SystemMemory};
 
 use super::batch::{Batch, Segment};
 use super::fallback::gpu_failure;
@@ -27,7 +27,7 @@ impl Executor {
         mut trace: Option<&mut RouterTrace>,
     ) -> Result<()> {
         assert!(segments.iter().all(|segment| !segment.ids.is_empty()), "a segment without tokens");
-        let batch = Batch::new(segments, self.model.config().vocab_size)?;
+        let batch = Batch::new(&mut *segments, self.model.config().vocab_size)?;
         let tokens = batch.ids.len();
         assert!((1..=self.batch).contains(&tokens), "{tokens} tokens in one batch");
         assert!(largest.is_empty() || largest.len() == batch.n_wanted(), "largest of each token");
@@ -104,8 +104,7 @@ impl Executor {
         }
         let caches: Vec<_> = segments.iter_mut().map(|segment| &mut *segment.kv).collect();
         let mut choices = trace.is_some().then(RouterTrace::default);
-        let kv = caches.first().map_or(KvType::F16, |kv| kv.kind());
-        if self.is_pipelined(plan, batch, kv) {
+        if self.is_pipelined(plan, batch) {
             self.in_halves(plan, batch, caches, largest, choices.as_mut())?;
         } else {
             self.as_a_whole(plan, batch, caches, largest, choices.as_mut())?;
@@ -118,12 +117,12 @@ impl Executor {
 
     /// Whether a pass is cut into two micro-batches: where each has as much as it is to have at least, and there is
     /// something for both devices.
-    fn is_pipelined(&self, plan: &Plan, batch: &Batch, kv: KvType) -> bool {
+    fn is_pipelined(&self, plan: &Plan, batch: &Batch) -> bool {
         // Of several texts one that is cut in the middle got wrong logits (`tests/devices/pipeline.rs`): until that is
         // understood, they share a pass as a whole.
         batch.parts.len() == 1
             && self.pipelining.is_some_and(|least| batch.ids.len() >= 2 * least)
-            && self.igpu.as_ref().is_some_and(|igpu| is_worthwhile(plan, igpu, kv))
+            && self.igpu.as_ref().is_some_and(|igpu| is_worthwhile(plan, igpu))
     }
 
     fn as_a_whole(

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tandem_memory::{KvCache, KvError};
+use tandem_memory::KvCache;
 use tandem_model::PhimoeConfig;
 use tandem_model::config::EXPERTS_PER_TOKEN;
 
@@ -55,19 +55,18 @@ impl Part {
 }
 
 impl Batch {
+    /// Sees to it that every cache has the pages that its tokens need.
+    ///
     /// # Errors
-    /// Where tokens do not fit their cache, or ids the vocabulary.
-    pub(super) fn new(segments: &[Segment<'_>], vocab_size: usize) -> Result<Self> {
+    /// Where tokens do not fit their cache, there are no pages for them, or ids do not fit the vocabulary.
+    pub(super) fn new(segments: &mut [Segment<'_>], vocab_size: usize) -> Result<Self> {
         let kv_bytes_per_token = segments.first().map_or(0, |first| first.kv.bytes_per_token());
         let (ids, parts, wanted) = (Vec::new(), Vec::new(), Vec::new());
         let mut batch = Self { ids, parts, wanted, kv_bytes_per_token };
         for Segment { ids, kv, wanted } in segments {
             check_ids(ids, vocab_size)?;
             let (first, start) = (batch.ids.len(), kv.len());
-            let needed = start + ids.len();
-            if needed > kv.capacity() {
-                return Err(KvError::Full { needed, capacity: kv.capacity() }.into());
-            }
+            kv.reserve(start + ids.len())?;
             batch.ids.extend_from_slice(ids);
             batch.parts.push(Part { tokens: first..batch.ids.len(), start });
             let wanted = wanted.tokens(ids.len());
@@ -178,9 +177,9 @@ mod tests {
         let wanted = [LogitsFor::Last, LogitsFor::All, LogitsFor::None];
         let mut segments = |ids: [&'static [u32]; 3]| -> Result<Batch> {
             let parts = ids.into_iter().zip(&mut caches).zip(wanted);
-            let segments: Vec<_> =
+            let mut segments: Vec<_> =
                 parts.map(|((ids, kv), wanted)| Segment { ids, kv, wanted }).collect();
-            Batch::new(&segments, 10)
+            Batch::new(&mut segments, 10)
         };
         let batch = segments([&[1, 2, 3], &[4, 5], &[6, 7]]).unwrap();
         assert_eq!(batch.ids, [1, 2, 3, 4, 5, 6, 7]);

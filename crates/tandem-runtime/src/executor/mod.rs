@@ -30,7 +30,7 @@ use tandem_cpu::onednn::OneDnn;
 use tandem_cpu::ops::{Largest, Rope};
 use tandem_cpu::{Cpu, Isa, ThreadTeam};
 use tandem_gpu::{CacheStatistics, ExpertCache, Gpu, GpuError};
-use tandem_memory::{KvCache, KvType, SystemMemory};
+use tandem_memory::{KvCache, KvPool, KvShape, KvType, SystemMemory};
 
 use crate::error::{Result, RuntimeError};
 use crate::instrumentation::Instrumentation;
@@ -245,20 +245,31 @@ impl Executor {
         Ok(cache.map(ExpertCache::statistics).transpose()?)
     }
 
-    /// Why the GPU does not compute an operation with a cache of that type, whatever the plan says; `None` where it does,
-    /// or where there is no GPU.
-    pub fn gpu_refusal(&self, operation: Operation, kv: KvType) -> Option<&str> {
-        self.igpu.as_ref()?.refusal(operation, kv)
+    /// Why the GPU does not compute an operation, whatever the plan says; `None` where it does, or where there is no GPU.
+    pub fn gpu_refusal(&self, operation: Operation) -> Option<&str> {
+        self.igpu.as_ref()?.refusal(operation)
     }
 
-    /// An empty KV cache with room for `capacity` tokens, in memory that every device uses.
+    /// What KV pages of this model look like.
+    pub fn kv_shape(&self, kind: KvType) -> KvShape {
+        let c = self.model.config();
+        KvShape::new(c.n_layers, c.n_kv_heads, c.head_dim, kind)
+    }
+
+    /// A pool of KV pages for `tokens` tokens of all its sequences together, in memory that every device uses.
+    ///
+    /// # Errors
+    /// Where memory cannot be had, or the type does not suit the model.
+    pub fn kv_pool(&self, tokens: usize, kind: KvType) -> Result<KvPool> {
+        Ok(KvPool::new(&*self.memory, self.kv_shape(kind), tokens)?)
+    }
+
+    /// An empty KV cache with room for `capacity` tokens and a pool of its own, in memory that every device uses.
     ///
     /// # Errors
     /// Where memory cannot be had, or the type does not suit the model.
     pub fn kv_cache(&self, capacity: usize, kind: KvType) -> Result<KvCache> {
-        let c = self.model.config();
-        let (layers, heads, dim) = (c.n_layers, c.n_kv_heads, c.head_dim);
-        Ok(KvCache::new_in(&*self.memory, layers, heads, dim, capacity, kind)?)
+        Ok(KvCache::in_pool(&self.kv_pool(capacity, kind)?, capacity))
     }
 
     /// The model.

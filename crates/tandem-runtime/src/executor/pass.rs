@@ -92,10 +92,7 @@ impl Pass<'_> {
 
     /// A step where it can be computed: where the plan says, unless the GPU does not compute such.
     pub(super) fn resolved(&self, step: Step) -> Step {
-        let refused = |igpu: &Igpu| {
-            let mut kinds = self.caches.iter().map(|kv| kv.kind());
-            kinds.any(|kind| igpu.refusal(step.operation, kind).is_some())
-        };
+        let refused = |igpu: &Igpu| igpu.refusal(step.operation).is_some();
         let placement = match step.placement {
             _ if self.igpu.as_deref().is_none_or(refused) => Placement::Cpu,
             Placement::Split(share) if share <= 0.0 => Placement::Cpu,

@@ -4,8 +4,7 @@ use std::ops::ControlFlow;
 
 use tandem_model::tokenizer::Tokenizer;
 
-use super::generation::Cache;
-use super::{Context, Generated, Generation, Request};
+use super::{Cache, Context, Generated, Generation, Request};
 use crate::error::{Result, RuntimeError};
 use crate::executor::{LogitsFor, check_ids};
 

@@ -3,63 +3,14 @@
 use std::time::Instant;
 
 use tandem_cpu::ops::Largest;
-use tandem_memory::KvCache;
 use tandem_model::tokenizer::Tokenizer;
 
 use super::output::{Listener, Output};
-use super::{FinishReason, Generated, Request};
+use super::{Cache, Context, FinishReason, Generated, Request};
 use crate::error::{Result, RuntimeError};
 use crate::executor::{Executor, LogitsFor, Segment};
 use crate::lookup::Lookup;
 use crate::sampling::{Constraint, Sampler, TokenLogprobs, allows};
-
-/// Tokens whose keys and values are in a cache.
-pub(crate) struct Context<C = KvCache> {
-    pub(crate) kv: C,
-    pub(crate) ids: Vec<u32>,
-}
-
-/// What holds keys and values of a text's tokens.
-pub(crate) trait Cache {
-    /// Tokens that there is room for.
-    fn capacity(&self) -> usize;
-    /// Forgets what comes after so many tokens.
-    fn truncate(&mut self, len: usize);
-}
-
-impl Cache for KvCache {
-    fn capacity(&self) -> usize {
-        self.capacity()
-    }
-
-    fn truncate(&mut self, len: usize) {
-        self.truncate(len);
-    }
-}
-
-impl<C: Cache> Context<C> {
-    /// Of an empty cache.
-    pub(crate) fn new(kv: C) -> Self {
-        Self { kv, ids: Vec::new() }
-    }
-
-    /// Tokens that there is room for.
-    pub(crate) fn capacity(&self) -> usize {
-        self.kv.capacity()
-    }
-
-    /// Tokens that a prompt has in common with what is there, without its last one, whose logits are needed.
-    pub(crate) fn common(&self, prompt: &[u32]) -> usize {
-        let common = self.ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        common.min(prompt.len().saturating_sub(1))
-    }
-
-    /// Forgets what comes after so many tokens.
-    fn truncate(&mut self, len: usize) {
-        self.ids.truncate(len);
-        self.kv.truncate(len);
-    }
-}
 
 /// Tokens of one text that go through the model next.
 pub(crate) struct Step {
@@ -93,6 +44,8 @@ pub(crate) struct Generation<'a> {
     max_tokens: usize,
     stop_ids: Vec<u32>,
     output: Output<'a>,
+    /// What must be in the context before the text goes on, where it was interrupted.
+    replay: Vec<u32>,
     ended: bool,
     begun: Instant,
     /// When the whole prompt had been read.
@@ -146,6 +99,7 @@ impl<'a> Generation<'a> {
             max_tokens: request.max_tokens.unwrap_or(usize::MAX),
             stop_ids: request.stop_ids.clone(),
             output,
+            replay: Vec::new(),
             ended,
             begun,
             read: None,
@@ -161,6 +115,45 @@ impl<'a> Generation<'a> {
     /// Whether some of the prompt has not been read.
     pub(crate) fn is_reading(&self) -> bool {
         self.read.is_none()
+    }
+
+    /// Whether tokens are to go through the model that are known, the prompt's mostly, before others are chosen.
+    pub(crate) fn is_read(&self, context: &Context<impl Cache>) -> bool {
+        self.is_reading() || context.ids.len() < self.replay.len()
+    }
+
+    /// What the context is to hold before tokens are chosen, as far as it may come from elsewhere: the prompt's last token
+    /// must go through the model, since its logits are needed.
+    pub(crate) fn known(&self) -> &[u32] {
+        match self.is_reading() {
+            true => &self.prompt[..self.prompt.len() - 1],
+            false => &self.replay,
+        }
+    }
+
+    /// The text goes on in another context, which holds more of [`Self::known`].
+    pub(crate) fn adopt(&mut self, context: &mut Context, other: Context) {
+        if self.is_reading() {
+            self.generated.cached_tokens += other.ids.len() - context.ids.len();
+        }
+        *context = other;
+    }
+
+    /// Asks whether the text is to go on; answers whether it has ended.
+    pub(crate) fn poll(&mut self) -> bool {
+        self.ended |= self.output.poll();
+        self.ended
+    }
+
+    /// The text is interrupted, and goes on later in an empty context.
+    pub(crate) fn interrupt(&mut self, context: &mut Context) {
+        if self.is_reading() {
+            self.generated.cached_tokens = 0;
+            self.generated.computed_tokens = 0;
+        } else if context.ids.len() > self.replay.len() {
+            self.replay.clone_from(&context.ids);
+        }
+        context.truncate(0);
     }
 
     /// Whether nothing comes after what there is.
@@ -191,11 +184,16 @@ impl<'a> Generation<'a> {
 
     /// What comes next, of at most so many tokens; none at the end.
     pub(crate) fn next_step(&mut self, context: &Context<impl Cache>, most: usize) -> Option<Step> {
-        self.ended |= self.is_reading() && self.output.poll();
+        self.ended |= self.is_read(context) && self.output.poll();
         if self.ended {
             return None;
         }
         let known = context.ids.len();
+        if known < self.replay.len() {
+            let end = known.saturating_add(most).min(self.replay.len());
+            let ids = self.replay[known..end].to_vec();
+            return Some(Step { ids, drafted: 0, wanted: LogitsFor::None });
+        }
         if self.is_reading() {
             let end = known.saturating_add(most).min(self.prompt.len());
             let ids = self.prompt[known..end].to_vec();

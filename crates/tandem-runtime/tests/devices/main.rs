@@ -18,6 +18,7 @@ mod failure;
 mod golden;
 mod operations;
 mod packed;
+mod pages;
 mod pipeline;
 mod policies;
 mod watched;

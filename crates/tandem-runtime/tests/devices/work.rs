@@ -40,17 +40,17 @@ fn a_token_waits_once_where_all_is_on_the_gpu_and_else_where_devices_change() {
     });
 }
 
+/// With a cache of any type.
 #[test]
-fn an_8_bit_cache_is_attended_to_by_the_cpu_which_says_so() {
+fn attention_is_the_gpu_s_whatever_the_cache_is() {
     on_every_gpu(|what, gpu| {
-        let mut setup =
-            setup(gpu(), &golden_model(), Packing::AsInFile, KvType::Q8_0, all_on_the_gpu);
-        let refusal = setup.executor.gpu_refusal(Op::AttentionCompute, KvType::Q8_0);
-        assert_eq!(refusal, Some("there are no kernels for a KV cache in q8_0"));
-        assert_eq!(setup.executor.gpu_refusal(Op::AttentionCompute, KvType::F16), None);
-        // Up to the first attention, between any two, and after the last.
-        assert_eq!(waits(&mut setup), 5, "{what}");
-        assert!(setup.executor.gpu_failure().is_none());
+        for kv_type in [KvType::F32, KvType::F16, KvType::Q8_0] {
+            let mut setup =
+                setup(gpu(), &golden_model(), Packing::AsInFile, kv_type, all_on_the_gpu);
+            assert_eq!(setup.executor.gpu_refusal(Op::AttentionCompute), None);
+            assert_eq!(waits(&mut setup), 1, "{what} {kv_type:?}");
+            assert!(setup.executor.gpu_failure().is_none());
+        }
     });
 }
 

@@ -1,7 +1,7 @@
 //! An engine that is ready, and its checks against the reference's data.
 
 use tandem_golden::{Prompt, RouterChoices};
-use tandem_memory::{KvCache, KvType};
+use tandem_memory::{KvCache, KvType, PAGE_TOKENS};
 use tandem_runtime::{Executor, LogitsFor, RouterTrace, Segment, evaluate};
 
 /// Of the range of the reference's logits.
@@ -87,10 +87,13 @@ pub(crate) fn check_together(
     bound: f32,
 ) {
     let vocab = executor.model().config().vocab_size;
+    let len = |prompt: &Prompt| prompt.ids.len() + prompt.greedy.len();
+    let padded = |prompt: &Prompt| len(prompt).next_multiple_of(PAGE_TOKENS);
+    let pool = executor.kv_pool(prompts.iter().map(padded).sum(), kv_type).unwrap();
     let mut texts: Vec<Text<'_>> = prompts
         .iter()
         .map(|prompt| {
-            let kv = executor.kv_cache(prompt.ids.len() + prompt.greedy.len(), kv_type).unwrap();
+            let kv = KvCache::in_pool(&pool, len(prompt));
             Text { prompt, kv, logits: Vec::new(), written: Vec::new() }
         })
         .collect();

@@ -36,6 +36,7 @@ pub(crate) const ENGINE: EngineOptions = EngineOptions {
     max_waiting: 32,
     prefill_chunk: 64,
     context: 512,
+    kv_tokens: None,
     kv_type: KvType::F16,
 };
 

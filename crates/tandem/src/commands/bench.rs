@@ -12,6 +12,7 @@ use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tandem_gpu::CacheStatistics;
+use tandem_memory::{KvCache, PAGE_TOKENS};
 use tandem_model::Checkpoint;
 use tandem_runtime::bench::{self, Test, Work};
 use tandem_runtime::{Executor, Session};
@@ -235,8 +236,10 @@ impl Case {
             return Ok(bench::run(executor, session.kv_mut(), test, repetitions)?);
         }
         let (tokens, depth) = (test.tokens(), test.depth);
-        let cache = |_| executor.kv_cache(depth + tokens, args.compute.kv_type.into());
-        let mut caches = (0..self.sequences).map(cache).collect::<Result<Vec<_>, _>>()?;
+        let each = (depth + tokens).next_multiple_of(PAGE_TOKENS);
+        let pool = executor.kv_pool(self.sequences * each, args.compute.kv_type.into())?;
+        let mut caches: Vec<_> =
+            (0..self.sequences).map(|_| KvCache::in_pool(&pool, depth + tokens)).collect();
         Ok(bench::run_together(executor, &mut caches, tokens, depth, repetitions)?)
     }
 }

@@ -32,15 +32,18 @@ pub(super) unsafe fn unpack_keys<L: Lanes, S: Stored>(keys: S, count: usize, out
     }
 }
 
-/// Unpacks values into strips, `[strip][value][number of the strip]`; the last strip is filled up with zeros.
+/// Unpacks values into strips, `[strip][value][number of the strip]`; the last strip is filled up with zeros. Strips have
+/// `rows` values, of which these are the ones from `first` on.
 ///
 /// # Safety
-/// The machine must have the instructions; there are `count * dim` numbers, and room for `count` times whole strips.
+/// The machine must have the instructions; there are `count * dim` numbers, and room for `rows` times whole strips, with
+/// `first + count` at most `rows`.
 #[inline(always)]
 pub(super) unsafe fn unpack_values<L: Lanes, S: Stored>(
     values: S,
     (count, dim): (usize, usize),
     out: *mut f32,
+    (first, rows): (usize, usize),
 ) {
     let strip = STRIP * L::COUNT;
     let whole = dim / strip * strip;
@@ -50,13 +53,13 @@ pub(super) unsafe fn unpack_values<L: Lanes, S: Stored>(
             for at in (0..whole).step_by(strip) {
                 for n in 0..STRIP {
                     let at = at + n * L::COUNT;
-                    let to = at / strip * strip * count + row * strip + at % strip;
+                    let to = at / strip * strip * rows + (first + row) * strip + at % strip;
                     let from = row * dim + at;
                     values.load::<L>(from, values.scale::<L>(from)).store(out.add(to));
                 }
             }
             if whole < dim {
-                let to = out.add(whole * count + row * strip);
+                let to = out.add(whole * rows + (first + row) * strip);
                 for n in 0..strip {
                     *to.add(n) =
                         if whole + n < dim { values.get(row * dim + whole + n) } else { 0.0 };

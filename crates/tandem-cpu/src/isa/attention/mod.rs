@@ -32,20 +32,31 @@ pub(crate) trait AttentionKernels: Sync {
     fn strip(&self) -> usize;
 
     /// The dot products of all keys (of a multiple of 32 numbers) with [`QUERIES`] queries (`[query][dim]`); `scores` are
-    /// `[key][query]`, padded to a multiple of 16 with negative infinity.
-    fn scores(&self, keys: KvData<'_>, q: &[f32], scores: &mut [f32]);
+    /// `[key][query]`, and have room for a multiple of [`SCORES_STEP`]; what is beyond the last key means nothing. `next` is
+    /// where those keys or values begin that are read after these.
+    fn scores(&self, keys: KvData<'_>, next: *const u8, q: &[f32], scores: &mut [f32]);
 
     /// Makes scores weights, relative to each query's largest: answers the largest ones, and the sums of the weights.
     fn softmax(&self, scores: &mut [f32]) -> ([f32; QUERIES], [f32; QUERIES]);
 
-    /// Adds to `out` (`[query][stride]`) all values (of a multiple of 32 numbers), weighted.
-    fn mix(&self, weights: &[f32], values: KvData<'_>, dim: usize, out: &mut [f32], stride: usize);
+    /// Adds to `out` (`[query][stride]`) all values (of a multiple of 32 numbers), weighted. `next` is as for
+    /// [`Self::scores`].
+    fn mix(
+        &self,
+        weights: &[f32],
+        values: KvData<'_>,
+        next: *const u8,
+        dim: usize,
+        out: &mut [f32],
+        stride: usize,
+    );
 
     /// Unpacks keys to f32 as they lie.
     fn unpack_keys(&self, keys: KvData<'_>, out: &mut [f32]);
 
     /// Unpacks values of `dim` numbers into strips, `[strip][value][number of the strip]`, the last filled up with zeros.
-    fn unpack_values(&self, values: KvData<'_>, dim: usize, out: &mut [f32]);
+    /// `place` is the number of the first one in a strip, and how many values strips have.
+    fn unpack_values(&self, values: KvData<'_>, dim: usize, out: &mut [f32], place: (usize, usize));
 
     /// The dot products of `count` keys with a panel of queries, `[number][query]`. `keys` and `scores` have room for the
     /// count rounded up to [`KEY_STEP`]; what comes of the keys beyond it means nothing.
@@ -67,25 +78,27 @@ pub(crate) const KEY_STEP: usize = 24;
 /// Scores of a decoded token are padded to this.
 pub(crate) const SCORES_STEP: usize = 16;
 
-/// Runs code with stored numbers of whichever type.
+/// Runs code with stored numbers of whichever type, and where those begin that are read after them.
 macro_rules! with_stored {
-    ($data:expr, $stored:ident => $run:expr) => {
+    ($data:expr, $next:expr, $stored:ident => $run:expr) => {{
+        let ahead = Ahead::new($data, $next);
         match $data {
             KvData::F32(data) => {
-                let $stored = stored::F32(data.as_ptr());
+                let $stored = stored::F32(data.as_ptr(), ahead);
                 $run
             }
             KvData::F16(data) => {
-                let $stored = stored::F16(data.as_ptr());
+                let $stored = stored::F16(data.as_ptr(), ahead);
                 $run
             }
             KvData::Q8_0 { quants, scales } => {
                 assert_eq!(scales.len() * KV_BLOCK, quants.len(), "scales of whole blocks");
-                let $stored = stored::Q8_0 { quants: quants.as_ptr(), scales: scales.as_ptr() };
+                let (quants, scales) = (quants.as_ptr(), scales.as_ptr());
+                let $stored = stored::Q8_0 { quants, scales, ahead };
                 $run
             }
         }
-    };
+    }};
 }
 
 /// Implements the kernels of an instruction set: its vectors, and for how many keys and rows sums fit its registers.
@@ -100,7 +113,7 @@ macro_rules! kernels {
                 many::STRIP * <$lanes as Lanes>::COUNT
             }
 
-            fn scores(&self, keys: KvData<'_>, q: &[f32], scores: &mut [f32]) {
+            fn scores(&self, keys: KvData<'_>, next: *const u8, q: &[f32], scores: &mut [f32]) {
                 $(#[target_feature(enable = $features)])?
                 unsafe fn run<S: Stored>(k: S, shape: (usize, usize), q: &[f32], out: &mut [f32]) {
                     // SAFETY: the caller checked the slices.
@@ -111,8 +124,7 @@ macro_rules! kernels {
                 let count = rows_of(keys.len(), dim);
                 assert_eq!(scores.len(), (count * QUERIES).next_multiple_of(SCORES_STEP), "scores");
                 // SAFETY: `self` exists, so the machine has the instructions; the sizes were just checked.
-                with_stored!(keys, k => unsafe { run(k, (count, dim), q, scores) });
-                scores[count * QUERIES..].fill(f32::NEG_INFINITY);
+                with_stored!(keys, next, k => unsafe { run(k, (count, dim), q, scores) });
             }
 
             fn softmax(&self, scores: &mut [f32]) -> ([f32; QUERIES], [f32; QUERIES]) {
@@ -126,7 +138,15 @@ macro_rules! kernels {
                 unsafe { run(scores) }
             }
 
-            fn mix(&self, weights: &[f32], v: KvData<'_>, dim: usize, out: &mut [f32], stride: usize) {
+            fn mix(
+                &self,
+                weights: &[f32],
+                v: KvData<'_>,
+                next: *const u8,
+                dim: usize,
+                out: &mut [f32],
+                stride: usize,
+            ) {
                 $(#[target_feature(enable = $features)])?
                 unsafe fn run<S: Stored>(
                     weights: &[f32],
@@ -142,7 +162,7 @@ macro_rules! kernels {
                 assert!(weights.len() >= count * QUERIES, "weights of {count} values");
                 assert!(out.len() >= (QUERIES - 1) * stride + dim, "rows of {dim}");
                 // SAFETY: `self` exists, so the machine has the instructions; the sizes were just checked.
-                with_stored!(v, v => unsafe { run(weights, v, (count, dim), (out, stride)) })
+                with_stored!(v, next, v => unsafe { run(weights, v, (count, dim), (out, stride)) })
             }
 
             fn unpack_keys(&self, keys: KvData<'_>, out: &mut [f32]) {
@@ -153,19 +173,32 @@ macro_rules! kernels {
                 }
                 assert_eq!(keys.len(), out.len(), "numbers to unpack");
                 // SAFETY: `self` exists, so the machine has the instructions; the sizes were just checked.
-                with_stored!(keys, k => unsafe { run(k, out) })
+                with_stored!(keys, keys.start(), k => unsafe { run(k, out) })
             }
 
-            fn unpack_values(&self, values: KvData<'_>, dim: usize, out: &mut [f32]) {
+            fn unpack_values(
+                &self,
+                values: KvData<'_>,
+                dim: usize,
+                out: &mut [f32],
+                (first, rows): (usize, usize),
+            ) {
                 $(#[target_feature(enable = $features)])?
-                unsafe fn run<S: Stored>(values: S, shape: (usize, usize), out: &mut [f32]) {
+                unsafe fn run<S: Stored>(
+                    values: S,
+                    shape: (usize, usize),
+                    (out, place): (&mut [f32], (usize, usize)),
+                ) {
                     // SAFETY: the caller checked the slices.
-                    unsafe { many::unpack_values::<$lanes, S>(values, shape, out.as_mut_ptr()) }
+                    unsafe { many::unpack_values::<$lanes, S>(values, shape, out.as_mut_ptr(), place) }
                 }
                 let count = rows_of(values.len(), dim);
-                assert_eq!(out.len(), count * dim.next_multiple_of(self.strip()), "values in strips");
+                assert!(first + count <= rows, "{count} values from {first} of {rows}");
+                assert_eq!(out.len(), rows * dim.next_multiple_of(self.strip()), "values in strips");
                 // SAFETY: `self` exists, so the machine has the instructions; the sizes were just checked.
-                with_stored!(values, v => unsafe { run(v, (count, dim), out) })
+                with_stored!(values, values.start(), v => unsafe {
+                    run(v, (count, dim), (out, (first, rows)))
+                })
             }
 
             fn panel_scores(&self, keys: &[f32], count: usize, panel: &[f32], scores: &mut [f32]) {
@@ -259,7 +292,7 @@ fn rows_of(len: usize, dim: usize) -> usize {
 }
 
 use super::lanes::{Lanes, Plain};
-use stored::Stored;
+use stored::{Ahead, Stored};
 
 /// The kernels in plain Rust.
 pub(super) struct Generic;

@@ -1,7 +1,7 @@
 //! Keys and values as they are stored, read as vectors of f32.
 
 use half::f16;
-use tandem_memory::KV_BLOCK;
+use tandem_memory::{KV_BLOCK, KvData};
 
 use super::super::lanes::Lanes;
 use crate::prefetch::{AHEAD, prefetch};
@@ -24,12 +24,44 @@ pub(super) trait Stored: Copy {
     /// One number.
     unsafe fn get(self, at: usize) -> f32;
 
-    /// Asks for what follows [`KV_BLOCK`] numbers in memory, which need not be there.
+    /// Asks for what will be read a while after [`KV_BLOCK`] numbers.
     fn prefetch(self, at: usize);
 }
 
+/// A run of memory, and what is read after it: the same heads' numbers in the next page lie elsewhere.
 #[derive(Clone, Copy)]
-pub(super) struct F32(pub(super) *const f32);
+pub(super) struct Ahead {
+    start: *const u8,
+    /// From this byte on, what is asked for lies in the next run.
+    turn: usize,
+    /// The next run, less this one's bytes: the same sum finds what is asked for there.
+    next: *const u8,
+    distance: usize,
+}
+
+impl Ahead {
+    /// Of stored numbers; `next` is where those begin that are read after them.
+    pub(super) fn new(data: KvData<'_>, next: *const u8) -> Self {
+        let bytes = data.n_bytes();
+        // A run that is shorter than that must not have the next one's beginning left out.
+        let distance = AHEAD.min(bytes);
+        Self {
+            start: data.start(),
+            turn: bytes - distance,
+            next: next.wrapping_sub(bytes),
+            distance,
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, at: usize) {
+        let base = if at < self.turn { self.start } else { self.next };
+        prefetch(base.wrapping_add(at).cast::<T>(), self.distance);
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct F32(pub(super) *const f32, pub(super) Ahead);
 
 impl Stored for F32 {
     type Scale<L: Lanes> = ();
@@ -51,12 +83,12 @@ impl Stored for F32 {
 
     #[inline(always)]
     fn prefetch(self, at: usize) {
-        prefetch(self.0.wrapping_add(at).cast::<[f32; KV_BLOCK]>(), AHEAD);
+        self.1.prefetch::<[f32; KV_BLOCK]>(at * size_of::<f32>());
     }
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct F16(pub(super) *const f16);
+pub(super) struct F16(pub(super) *const f16, pub(super) Ahead);
 
 impl Stored for F16 {
     type Scale<L: Lanes> = ();
@@ -78,7 +110,7 @@ impl Stored for F16 {
 
     #[inline(always)]
     fn prefetch(self, at: usize) {
-        prefetch(self.0.wrapping_add(at).cast::<[f16; KV_BLOCK]>(), AHEAD);
+        self.1.prefetch::<[f16; KV_BLOCK]>(at * size_of::<f16>());
     }
 }
 
@@ -86,6 +118,7 @@ impl Stored for F16 {
 pub(super) struct Q8_0 {
     pub(super) quants: *const i8,
     pub(super) scales: *const f16,
+    pub(super) ahead: Ahead,
 }
 
 impl Stored for Q8_0 {
@@ -111,6 +144,6 @@ impl Stored for Q8_0 {
 
     #[inline(always)]
     fn prefetch(self, at: usize) {
-        prefetch(self.quants.wrapping_add(at).cast::<[i8; KV_BLOCK]>(), AHEAD);
+        self.ahead.prefetch::<[i8; KV_BLOCK]>(at);
     }
 }

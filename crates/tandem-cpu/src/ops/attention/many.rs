@@ -27,11 +27,13 @@ impl Task<'_> {
                 let keys = start..(start + KEY_BLOCK).min(keys.end);
                 let v = &mut v[..keys.len() * stride];
                 let scores = &mut scores[..keys.len().next_multiple_of(KEY_STEP) * panel];
-                kernels.unpack_keys(
-                    self.kv.keys(block.kv_head, keys.clone()),
-                    &mut k[..keys.len() * dim],
-                );
-                kernels.unpack_values(self.kv.values(block.kv_head, keys.clone()), dim, v);
+                for run in self.kv.runs(keys.clone()) {
+                    let at = run.start - keys.start..run.end - keys.start;
+                    let k = &mut k[at.start * dim..at.end * dim];
+                    kernels.unpack_keys(self.kv.keys(block.kv_head, run.clone()), k);
+                    let place = (at.start, keys.len());
+                    kernels.unpack_values(self.kv.values(block.kv_head, run), dim, v, place);
+                }
                 for (index, q) in panels.chunks_exact(panel * dim).enumerate() {
                     let rows = index * panel..(index + 1) * panel;
                     let Some(edges) = self.edges(block, &keys, rows.clone()) else { continue };

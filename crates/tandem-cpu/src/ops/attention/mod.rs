@@ -134,10 +134,15 @@ struct Block {
 }
 
 impl Block {
+    /// Into how many spans its keys can be cut. Spans end at multiples of [`SPAN`], where pages end too.
+    fn spans(&self) -> usize {
+        self.keys.end.div_ceil(SPAN) - self.keys.start / SPAN
+    }
+
     /// The keys of a span.
     fn span(&self, index: usize) -> Range<usize> {
-        let start = self.keys.start + index * SPAN;
-        start..(start + SPAN).min(self.keys.end)
+        let start = (self.keys.start / SPAN + index) * SPAN;
+        start.max(self.keys.start)..(start + SPAN).min(self.keys.end)
     }
 }
 
@@ -192,7 +197,7 @@ impl<'a> Task<'a> {
             room: 0..0,
         };
         if task.blocks == 1 {
-            task.spans = task.block(0).keys.len().div_ceil(SPAN);
+            task.spans = task.block(0).spans();
         }
         let groups = kv.kv_heads() * task.blocks;
         task.unfinished.resize_with(groups, || AtomicUsize::new(task.spans));

@@ -1,10 +1,7 @@
 //! Activations, keys and values that are lent to a device.
 
-use std::ops::Range;
-
-use tandem_gpu::ops::Uses;
+use tandem_gpu::ops::{KvPages, Uses};
 use tandem_gpu::{GpuVec, Region, RegionMut, Result, Scope};
-use tandem_memory::KvType;
 
 use crate::executor::activations::Activations;
 
@@ -30,15 +27,7 @@ pub(super) struct Lent<'scope> {
     /// Room for what attention makes of each span of keys.
     pub(super) spans: RegionMut<'scope, f32>,
     /// One for each sequence, where there is attention to compute.
-    pub(super) caches: Vec<LentCache<'scope>>,
-}
-
-/// A KV cache.
-pub(super) struct LentCache<'scope> {
-    pub(super) kind: KvType,
-    bytes: RegionMut<'scope, u8>,
-    /// Where each layer's keys and values are.
-    places: Vec<[Range<usize>; 2]>,
+    pub(super) caches: Vec<KvPages<'scope>>,
 }
 
 impl<'scope> Lent<'scope> {
@@ -46,7 +35,7 @@ impl<'scope> Lent<'scope> {
         scope: &'scope Scope<'scope, '_>,
         acts: &'scope mut Activations,
         spans: &'scope mut GpuVec<f32>,
-        caches: Vec<LentCache<'scope>>,
+        caches: Vec<KvPages<'scope>>,
     ) -> Result<Self> {
         let wanted = !acts.logits.is_empty();
         Ok(Self {
@@ -78,21 +67,5 @@ impl<'scope> Lent<'scope> {
     pub(super) fn chosen(&self, layer: usize) -> RegionMut<'scope, u32> {
         let uses = self.chosen_weights.len();
         self.chosen.slice_mut(layer * uses..(layer + 1) * uses)
-    }
-}
-
-impl<'scope> LentCache<'scope> {
-    /// A cache whose bytes are lent, or a copy of them.
-    pub(super) fn new(
-        kind: KvType,
-        bytes: RegionMut<'scope, u8>,
-        places: Vec<[Range<usize>; 2]>,
-    ) -> Self {
-        Self { kind, bytes, places }
-    }
-
-    /// Keys and values of a layer.
-    pub(super) fn layer(&self, layer: usize) -> [RegionMut<'scope, u8>; 2] {
-        self.places[layer].clone().map(|place| self.bytes.slice_mut(place))
     }
 }

@@ -14,7 +14,7 @@ mod weights;
 use tandem_cpu::Cpu;
 use tandem_gpu::ops::{self, Heads};
 use tandem_gpu::{ExpertMemory, Gpu, GpuVec, Scope, Sharing};
-use tandem_memory::{KvCache, KvType};
+use tandem_memory::KvCache;
 use tandem_model::PhimoeConfig;
 
 use super::input::ProductInput;
@@ -23,7 +23,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::plan::Step;
 use crate::profile::{Operation, Profile};
-use cache::{CacheCopy, assign};
+use cache::DeviceCaches;
 pub(super) use cost::cost;
 use lent::Lent;
 use products::InEightBits;
@@ -41,8 +41,7 @@ pub(super) struct Igpu {
     room: Room,
     /// Why it does not compute an operation, by operation.
     refused: [Option<String>; Operation::ALL.len()],
-    /// Of the newest pass's KV caches, where memory is not shared.
-    copies: Vec<CacheCopy>,
+    caches: DeviceCaches,
     times: StepTimes,
 }
 
@@ -67,7 +66,8 @@ impl Igpu {
             Operation::AttentionCompute => ops::attention_heads_fault(heads(config)),
             _ => missing_kernels(model, operation),
         });
-        Ok(Self { gpu, weights, room, refused, copies: Vec::new(), times: StepTimes::default() })
+        let (caches, times) = (DeviceCaches::default(), StepTimes::default());
+        Ok(Self { gpu, weights, room, refused, caches, times })
     }
 
     pub(super) fn gpu(&self) -> &Gpu {
@@ -108,11 +108,8 @@ impl Igpu {
         })
     }
 
-    /// Why the GPU does not compute an operation with such a cache; none where it does.
-    pub(super) fn refusal(&self, operation: Operation, kv: KvType) -> Option<&str> {
-        if operation == Operation::AttentionCompute && kv == KvType::Q8_0 {
-            return Some("there are no kernels for a KV cache in q8_0");
-        }
+    /// Why the GPU does not compute an operation; none where it does.
+    pub(super) fn refusal(&self, operation: Operation) -> Option<&str> {
         self.refused[operation as usize].as_deref()
     }
 }
@@ -161,14 +158,10 @@ impl Pass<'_> {
             self.activations.upload(&igpu.gpu)?;
         }
         if attends {
-            assign(&mut igpu.copies, &self.caches);
+            igpu.caches.bring(&igpu.gpu, own_memory, &self.caches, &attended)?;
         }
         for &layer in &attended {
-            let caches = batch.parts.iter().zip(&mut *self.caches).zip(&mut igpu.copies);
-            for ((part, kv), copy) in caches {
-                if own_memory {
-                    copy.bring(&igpu.gpu, kv, layer, part.start)?;
-                }
+            for (part, kv) in batch.parts.iter().zip(&mut *self.caches) {
                 kv.claim(layer, part.start, part.len())?;
             }
         }
@@ -182,16 +175,14 @@ impl Pass<'_> {
         let (caches, activations) = (&mut *self.caches, &mut *self.activations);
         let (input, cpu) = (&mut *self.input, self.cpu);
         let (profile, mut marks) = (&mut *self.profile, Vec::with_capacity(steps.len()));
-        let Igpu { gpu, weights, room: Room { spans, .. }, copies, .. } = &mut *igpu;
+        let Igpu { gpu, weights, room: Room { spans, .. }, caches: known, .. } = &mut *igpu;
         let (first, mut beside) = (gpu.launches(), Ok(()));
         let left = gpu.scope(|scope| {
             let (weights, (room, there)) = (weights.lend(scope, model)?, input.lend_room(scope)?);
             let input = InEightBits { room: Some(room), there };
             let products = Products::new(scope, weights, cpu, input, used);
-            let attended = if attends { caches } else { &mut [] };
-            let caches = attended.iter_mut().zip(copies).map(|(kv, copy)| copy.lend(scope, kv));
-            let lent =
-                Lent::new(scope, activations, spans, caches.collect::<tandem_gpu::Result<_>>()?)?;
+            let pages = if attends { known.lend(scope, caches)? } else { Vec::new() };
+            let lent = Lent::new(scope, activations, spans, pages)?;
             let mut enqueue = Enqueue::new(scope, model.config(), products, lent, batch);
             for &step in steps {
                 enqueue.step(step)?;
@@ -211,11 +202,9 @@ impl Pass<'_> {
         self.profile.waited(last.operation);
         igpu.take_times(self.profile, first, &marks)?;
         if own_memory {
-            for layer in attended {
-                let caches = batch.parts.iter().zip(&mut *self.caches).zip(&mut igpu.copies);
-                for ((part, kv), copy) in caches {
-                    copy.bring_back(&igpu.gpu, kv, layer, part.start..part.end())?;
-                }
+            for (part, kv) in batch.parts.iter().zip(&mut *self.caches) {
+                let positions = part.start..part.end();
+                igpu.caches.bring_back(&igpu.gpu, kv, &attended, positions)?;
             }
             self.activations.download_results(&igpu.gpu, last.operation)?;
         }

@@ -115,8 +115,7 @@ impl<'a, 'scope, 'env> Enqueue<'a, 'scope, 'env> {
             let [q, mixed] = [&lent.q, &lent.mixed].map(|all| all.slice_mut(queries.clone()));
             let [k, v] = [&lent.k, &lent.v].map(|all| all.slice_mut(keys.clone()));
             let angles = lent.angles.slice(part.rows(ANGLE * config.head_dim / 2));
-            let [keys, values] = cache.layer(layer);
-            let kv = KvRegion::new(scope, heads(config), cache.kind, keys, values)?;
+            let kv = KvRegion::new(scope, heads(config), cache, layer)?;
             kv.rope_and_write(scope, &angles, &q, &k, &v, part.start)?;
             kv.attention(scope, &q, part.start, config.sliding_window, &lent.spans, &mixed)?;
         }

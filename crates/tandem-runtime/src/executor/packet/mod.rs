@@ -5,13 +5,14 @@ mod shape;
 
 use std::time::{Duration, Instant};
 
-use tandem_memory::{KvCache, KvType};
+use tandem_memory::{KvCache, KvPool, KvType, PAGE_TOKENS};
 
 use super::Executor;
 use super::batch::{Batch, Segment, check_ids};
 use super::igpu::Igpu;
 use super::output::LogitsFor;
 use super::pass::Pass;
+use super::pipeline::Room;
 use crate::error::{Result, RuntimeError};
 use crate::plan::{Placement, Step};
 use crate::profile::Operation as Op;
@@ -140,29 +141,28 @@ impl Executor {
             true => LogitsFor::All,
             false => LogitsFor::None,
         };
-        let mut kvs: Vec<KvCache> =
-            (0..sequences).map(|_| self.kv_cache(len, request.kv_type)).collect::<Result<_>>()?;
-        let segments: Vec<Segment<'_>> =
+        let pool = self.operation_pool(request)?;
+        let mut kvs: Vec<KvCache> = (0..sequences).map(|_| KvCache::in_pool(&pool, len)).collect();
+        let mut segments: Vec<Segment<'_>> =
             ids.chunks(len).zip(&mut kvs).map(|(ids, kv)| Segment { ids, kv, wanted }).collect();
-        let batch = Batch::new(&segments, self.model.config().vocab_size)?;
+        let batch = Batch::new(&mut segments, self.model.config().vocab_size)?;
         let steps = self.operation_steps(request, batch.longest())?;
 
         self.rope.extend_table(batch.longest());
         let config = self.model.config();
-        self.room.activations.resize(&self.memory, config, ids.len(), batch.n_wanted())?;
-        self.room.input.resize(&self.memory, config, ids.len())?;
+        let Room { activations, input } = &mut self.room;
+        activations.resize(&self.memory, config, ids.len(), batch.n_wanted())?;
+        input.resize(&self.memory, config, ids.len())?;
         if self.igpu.is_some() {
             self.parts.resize(&self.memory, batch.largest_parts(config))?;
         }
-        self.room.input.clear();
-        put(&mut self.room.activations, request, config)?;
+        put(activations, request, config)?;
 
         let read = |executor: &Self| -> u64 {
             let costs = steps.iter().map(|step| executor.profile.cost(step.operation));
             costs.map(|cost| cost.bytes + cost.gpu_bytes).sum()
         };
         let before = read(self);
-        let caches: Vec<&mut KvCache> = kvs.iter_mut().collect();
         let mut pass = Pass {
             cpu: &self.cpu,
             igpu: self.igpu.as_mut(),
@@ -172,7 +172,7 @@ impl Executor {
             parts: &mut self.parts,
             input: &mut self.room.input,
             profile: &mut self.profile,
-            caches,
+            caches: kvs.iter_mut().collect(),
             largest: &[],
             trace: None,
             batch: &batch,
@@ -200,6 +200,14 @@ impl Executor {
         Ok(OperationResult { output, time, placement: used(&steps), bytes, gpu_failure: None })
     }
 
+    /// Pages for the keys and values of an operation's sequences: small ones where those are short.
+    fn operation_pool(&self, request: &OperationRequest<'_>) -> Result<KvPool> {
+        let page = request.tokens.next_power_of_two().clamp(4, PAGE_TOKENS);
+        let shape = self.kv_shape(request.kv_type).with_page_tokens(page);
+        let tokens = request.sequences * request.tokens.next_multiple_of(page);
+        Ok(KvPool::new(&*self.memory, shape, tokens)?)
+    }
+
     /// The operations, each where it is wanted.
     fn operation_steps(&self, request: &OperationRequest<'_>, context: usize) -> Result<Vec<Step>> {
         let plan = self.planner.plan(request.sequences * request.tokens, context);
@@ -211,7 +219,7 @@ impl Executor {
             let refused = match (&self.igpu, placement) {
                 (_, Placement::Cpu) => None,
                 (None, _) => Some("no GPU takes part"),
-                (Some(igpu), _) => igpu.refusal(operation, request.kv_type),
+                (Some(igpu), _) => igpu.refusal(operation),
             };
             match refused {
                 // What a plan wants of a GPU that is not there, or cannot do it, the CPU does.

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use tandem_cpu::Cpu;
 use tandem_cpu::ops::{Largest, Rope};
-use tandem_memory::{KvCache, KvType};
+use tandem_memory::KvCache;
 
 use super::activations::{Activation, Activations};
 use super::batch::Batch;
@@ -58,11 +58,10 @@ pub(super) struct Pipeline<'a> {
 }
 
 /// Whether a plan has anything to compute on one device beside the other: both have steps of their own in the layers.
-pub(super) fn is_worthwhile(plan: &Plan, igpu: &Igpu, kv: KvType) -> bool {
+pub(super) fn is_worthwhile(plan: &Plan, igpu: &Igpu) -> bool {
     let of_layers = || plan.steps().filter(|step| step.layer.is_some());
-    let on_gpu = |step: &Step| {
-        step.placement == Placement::Igpu && igpu.refusal(step.operation, kv).is_none()
-    };
+    let on_gpu =
+        |step: &Step| step.placement == Placement::Igpu && igpu.refusal(step.operation).is_none();
     of_layers().any(|step| step.placement == Placement::Cpu) && of_layers().any(|s| on_gpu(&s))
 }
 

@@ -36,6 +36,7 @@ impl Local<'_> {
             max_waiting: 1,
             prefill_chunk: executor.batch(),
             context: engine::context(checkpoint.config().context_length, &args.compute)?,
+            kv_tokens: None,
             kv_type: args.compute.kv_type.into(),
         };
         let engine = Engine::start(executor, side.tokenizer.clone(), options)?;

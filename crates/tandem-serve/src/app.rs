@@ -74,6 +74,19 @@ impl App {
         let failed = |_| ApiError::server("the server failed at this request");
         tokio::task::spawn_blocking(move || work(&app)).await.map_err(failed)
     }
+
+    /// What becomes of a request, and the request, which takes a while and so is done aside.
+    pub(crate) async fn prepared<R: Send + 'static, T: Send + 'static>(
+        self: &Arc<Self>,
+        request: R,
+        prepare: fn(&Self, &R) -> Result<T, ApiError>,
+    ) -> Result<(R, T), ApiError> {
+        let prepared = move |app: &Self| {
+            let prepared = prepare(app, &request);
+            prepared.map(|prepared| (request, prepared))
+        };
+        self.aside(prepared).await?
+    }
 }
 
 /// Who answers what.

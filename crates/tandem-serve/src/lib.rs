@@ -12,6 +12,7 @@ mod backend;
 mod body;
 mod dashboard;
 mod error;
+mod errors;
 mod grammar;
 mod health;
 mod listen;

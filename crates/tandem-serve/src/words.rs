@@ -8,7 +8,8 @@ use utoipa::ToSchema;
 
 use crate::app::{App, Shared};
 use crate::body::JsonBody;
-use crate::error::{ApiError, ErrorBody, of_text};
+use crate::error::{ApiError, of_text};
+use crate::errors::BodyErrors;
 use crate::openai::chat::{ChatTool, Conversation, Message};
 
 /// A text, or a conversation.
@@ -44,11 +45,7 @@ pub(crate) struct Tokens {
     request_body = TokenizeRequest,
     responses(
         (status = 200, description = "The ids", body = Tokens),
-        (status = 400, description = "Something about the request cannot be", body = ErrorBody),
-        (status = 401, description = "No key, or a wrong one", body = ErrorBody),
-        (status = 408, description = "The body did not come in time", body = ErrorBody),
-        (status = 413, description = "The body is too long", body = ErrorBody),
-        (status = 415, description = "The body is not JSON", body = ErrorBody),
+        BodyErrors,
     ))]
 pub(crate) async fn tokenize(
     State(app): State<Shared>,
@@ -102,11 +99,7 @@ pub(crate) struct Content {
     request_body = DetokenizeRequest,
     responses(
         (status = 200, description = "The text", body = Content),
-        (status = 400, description = "Something about the request cannot be", body = ErrorBody),
-        (status = 401, description = "No key, or a wrong one", body = ErrorBody),
-        (status = 408, description = "The body did not come in time", body = ErrorBody),
-        (status = 413, description = "The body is too long", body = ErrorBody),
-        (status = 415, description = "The body is not JSON", body = ErrorBody),
+        BodyErrors,
     ))]
 pub(crate) async fn detokenize(
     State(app): State<Shared>,

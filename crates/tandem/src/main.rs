@@ -20,6 +20,7 @@ mod options;
 mod placement;
 mod prefill;
 mod progress;
+mod prompt;
 mod report;
 #[expect(dead_code, reason = "the commands that serve are built on it")]
 mod service;

@@ -101,13 +101,12 @@ impl Service {
             .policy
             .parse()
             .map_err(|error| Fault::request(format!("set_policy: {error}")))?;
-        if wanted.enable_pipelining.is_some() {
-            return Err(Fault::request(
-                "set_policy: enable_pipelining cannot be changed while the scheduler runs",
-            ));
-        }
         self.engine.set_policy(policy).map_err(|error| Fault::from(&error))?;
-        Ok(Answer::new("success", "set_policy").with("policy", self.engine.policy()))
+        if let Some(pipelining) = wanted.enable_pipelining {
+            self.engine.set_pipelining(pipelining).map_err(|error| Fault::from(&error))?;
+        }
+        let answer = Answer::new("success", "set_policy").with("policy", self.engine.policy());
+        Ok(answer.with("enable_pipelining", self.engine.pipelining()))
     }
 
     /// The answer to `reload_config`. A config that is not valid leaves everything as it was.

@@ -26,6 +26,13 @@ fn short_questions_have_short_answers() {
             let answer = peer.ask(&json!({"type": "set_policy", "policy": policy}));
             assert_eq!(answer["policy"], policy);
             assert_eq!(peer.ask(&json!({"type": "health_check"}))["policy"], policy);
+            for pipelining in [false, true] {
+                let set = json!({"type": "set_policy", "policy": policy, "enable_pipelining": pipelining});
+                assert_eq!(peer.ask(&set)["enable_pipelining"], pipelining);
+                // Who does not say leaves it.
+                let answer = peer.ask(&json!({"type": "set_policy", "policy": policy}));
+                assert_eq!(answer["enable_pipelining"], pipelining);
+            }
         }
         let none = peer.ask(&json!({"type": "cancel"}));
         assert_eq!(none["cancelled"], 0);

@@ -6,6 +6,7 @@
 
 mod candidate;
 mod choice;
+mod file;
 mod identity;
 mod measure;
 mod prefill;
@@ -13,7 +14,8 @@ mod record;
 
 pub use candidate::Candidate;
 pub use choice::{Choice, Choices, Rates, Verdict, choose, verdicts};
+pub use file::CalibrationError;
 pub use identity::Identity;
 pub use measure::{Effort, measure};
 pub use prefill::PrefillRates;
-pub use record::{Calibration, CalibrationError, MemoryRates, Point};
+pub use record::{Calibration, MemoryRates, Point};

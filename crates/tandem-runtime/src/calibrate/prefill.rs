@@ -7,11 +7,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tandem_cpu::onednn::OneDnn;
-use tandem_formats::{AtomicFile, InputFile};
 use tandem_memory::KvCache;
 
 use super::choice::is_clearly_faster;
-use super::record::{Calibration, CalibrationError, MAX_BYTES};
+use super::file::{self, CalibrationError, Measured};
 use super::{Candidate, Identity};
 use crate::bench::{Prepared, Test, Work, median};
 use crate::error::Result;
@@ -99,20 +98,12 @@ impl PrefillRates {
     /// # Errors
     /// When the file cannot be written. What was there before is still there then.
     pub fn save(&self, folder: &Path) -> Result<PathBuf, CalibrationError> {
-        let path = Calibration::path(folder, &self.identity);
-        let failed = |message| CalibrationError::Damaged { path: path.clone(), message };
-        std::fs::create_dir_all(folder)
-            .map_err(|e| failed(format!("cannot make its folder: {e}")))?;
-        let text = serde_json::to_string_pretty(self).map_err(|e| failed(e.to_string()))?;
-        let mut file = AtomicFile::create(&path)?;
-        file.append(text.as_bytes())?;
-        file.commit()?;
-        Ok(path)
+        file::save(self, folder)
     }
 
     /// Whether there is a file for that model, whatever is in it.
     pub fn are_there(folder: &Path, identity: &Identity) -> bool {
-        Calibration::path(folder, identity).exists()
+        file::path(folder, identity).exists()
     }
 
     /// Reads what was measured for `now` from its file in `folder`.
@@ -120,23 +111,15 @@ impl PrefillRates {
     /// # Errors
     /// As [`Calibration::load`].
     pub fn load(folder: &Path, now: &Identity) -> Result<Self, CalibrationError> {
-        let path = Calibration::path(folder, now);
-        if !path.exists() {
-            return Err(CalibrationError::Missing);
-        }
-        let text = InputFile::open(&path)?.read_all(MAX_BYTES)?;
-        let damaged = |message| CalibrationError::Damaged { path: path.clone(), message };
-        let rates: Self = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
-        rates.check().map_err(damaged)?;
-        match rates.identity.difference(now) {
-            Some((field, measured, now)) => {
-                Err(CalibrationError::Stale { path, field, measured, now })
-            }
-            None => Ok(rates),
-        }
+        file::load(folder, now)
+    }
+}
+
+impl Measured for PrefillRates {
+    fn identity(&self) -> &Identity {
+        &self.identity
     }
 
-    /// Whether its numbers can have been measured.
     fn check(&self) -> Result<(), String> {
         if self.version != VERSION {
             return Err(format!("version: expected {VERSION}, found {}", self.version));

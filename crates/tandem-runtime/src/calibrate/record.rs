@@ -3,50 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tandem_formats::{AtomicFile, FormatError, InputFile};
 
 use super::choice::{Choice, Choices, Rates, best_ratio, choose};
+use super::file::{self, CalibrationError, Measured};
 use super::identity::Identity;
 use crate::plan::PassSize;
 
 /// Of the file's form. Others are refused.
 const VERSION: u32 = 1;
-
-/// Files of measurements have a few kilobytes.
-pub(super) const MAX_BYTES: u64 = 1 << 20;
-
-/// Why measurements cannot be used. Each says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum CalibrationError {
-    /// There are none.
-    #[error("nothing is measured for this model and device; `tandem calibrate` does it")]
-    Missing,
-    /// The file.
-    #[error("{0}; `tandem calibrate` makes it anew")]
-    File(#[from] FormatError),
-    /// It has no sense.
-    #[error("{path}: {message}; `tandem calibrate` makes it anew")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        message: String,
-    },
-    /// It was made with something else.
-    #[error(
-        "{path}: measured with {field} '{measured}', now it is '{now}'; `tandem calibrate` measures again"
-    )]
-    Stale {
-        /// The file.
-        path: PathBuf,
-        /// What differs.
-        field: &'static str,
-        /// As it was.
-        measured: String,
-        /// As it is.
-        now: String,
-    },
-}
 
 /// Bytes per second of both devices.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -97,14 +61,7 @@ impl Calibration {
 
     /// The file for a model and a device in `folder`.
     pub fn path(folder: &Path, identity: &Identity) -> PathBuf {
-        let plain = |text: &str| {
-            let letters = text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' });
-            let text: String = letters.collect();
-            let words: Vec<_> = text.split('-').filter(|word| !word.is_empty()).collect();
-            // File names may have 255 bytes.
-            words.join("-").chars().take(96).collect::<String>().to_lowercase()
-        };
-        folder.join(format!("{}.{}.json", plain(&identity.model), plain(&identity.device)))
+        file::path(folder, identity)
     }
 
     /// Reads what was measured for `now` from its file in `folder`.
@@ -112,21 +69,7 @@ impl Calibration {
     /// # Errors
     /// When there is nothing, or what there is has been made with another machine, driver or program, or is damaged.
     pub fn load(folder: &Path, now: &Identity) -> Result<Self, CalibrationError> {
-        let path = Self::path(folder, now);
-        if !path.exists() {
-            return Err(CalibrationError::Missing);
-        }
-        let text = InputFile::open(&path)?.read_all(MAX_BYTES)?;
-        let damaged = |message| CalibrationError::Damaged { path: path.clone(), message };
-        let calibration: Self =
-            serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
-        calibration.check().map_err(damaged)?;
-        match calibration.identity.difference(now) {
-            Some((field, measured, now)) => {
-                Err(CalibrationError::Stale { path, field, measured, now })
-            }
-            None => Ok(calibration),
-        }
+        file::load(folder, now)
     }
 
     /// Writes it to its file in `folder`; answers where that is.
@@ -134,15 +77,7 @@ impl Calibration {
     /// # Errors
     /// When the file cannot be written. What was there before is still there then.
     pub fn save(&self, folder: &Path) -> Result<PathBuf, CalibrationError> {
-        let path = Self::path(folder, &self.identity);
-        let failed = |message| CalibrationError::Damaged { path: path.clone(), message };
-        std::fs::create_dir_all(folder)
-            .map_err(|e| failed(format!("cannot make its folder: {e}")))?;
-        let text = serde_json::to_string_pretty(self).map_err(|e| failed(e.to_string()))?;
-        let mut file = AtomicFile::create(&path)?;
-        file.append(text.as_bytes())?;
-        file.commit()?;
-        Ok(path)
+        file::save(self, folder)
     }
 
     /// What to compute where.
@@ -154,8 +89,13 @@ impl Calibration {
         };
         Choices::new(self.points.iter().filter_map(choice).collect())
     }
+}
 
-    /// Whether its numbers can have been measured.
+impl Measured for Calibration {
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.version != VERSION {
             return Err(format!("version: expected {VERSION}, found {}", self.version));

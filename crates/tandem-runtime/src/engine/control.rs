@@ -19,6 +19,8 @@ pub(super) struct Steering {
     pub(super) partition: Partition,
     pub(super) choices: Option<Choices>,
     pub(super) policy: PolicyKind,
+    /// Whether micro-batches are wanted.
+    pub(super) pipelining: bool,
 }
 
 impl Engine {
@@ -109,6 +111,22 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether passes are to be cut into micro-batches, of which both devices compute one each at the same time.
+    pub fn pipelining(&self) -> bool {
+        self.steering().pipelining
+    }
+
+    /// Turns [`Self::pipelining`] on or off: before the next round.
+    ///
+    /// # Errors
+    /// Where the engine has stopped.
+    pub fn set_pipelining(&self, wanted: bool) -> Result<()> {
+        let mut steering = self.steering();
+        self.run_on_executor(move |executor| executor.want_pipelining(wanted))?;
+        steering.pipelining = wanted;
+        Ok(())
+    }
+
     /// Another config counts from now on: before the next round. What of it [needs a new start](Partition::needs_restart)
     /// counts after that only.
     ///
@@ -118,7 +136,8 @@ impl Engine {
         // Who reloads at the same time waits, lest what is said and what is done differ.
         let mut steering = self.steering();
         let partition = partition.under(steering.partition.conditions());
-        let policy = partition.scheduling().policy;
+        let (policy, pipelining) =
+            (partition.scheduling().policy, partition.scheduling().pipelining);
         let (next, choices) = (partition.clone(), steering.choices.clone());
         let watch = self.instrumentation.clone();
         self.run_on_executor(move |executor| {
@@ -127,7 +146,8 @@ impl Engine {
             }
             executor.direct(&next, choices.as_ref(), policy, watch);
         })?;
-        (steering.partition, steering.policy) = (partition, policy);
+        (steering.partition, steering.policy, steering.pipelining) =
+            (partition, policy, pipelining);
         Ok(())
     }
 

@@ -167,7 +167,12 @@ impl Engine {
             config,
             devices,
             instrumentation,
-            steering: Mutex::new(Steering { partition, choices, policy }),
+            steering: Mutex::new(Steering {
+                pipelining: partition.scheduling().pipelining,
+                partition,
+                choices,
+                policy,
+            }),
             thread: Mutex::new(Some(thread)),
         })
     }

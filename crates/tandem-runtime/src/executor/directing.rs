@@ -41,15 +41,12 @@ impl Executor {
         self.planner = idle;
         let scheduling = partition.scheduling();
         self.least = scheduling.micro_batch;
-        self.pipelining = scheduling.pipelining.then_some(scheduling.micro_batch);
-        if self.fallback.has_taken(DegradationStep::DisablePipelining) {
-            self.pipelining = None;
-        }
         if self.fallback.taken().is_empty() {
             self.fallback = Fallback::new(partition.fallback().clone());
         } else {
             self.fallback.settings = partition.fallback().clone();
         }
+        self.want_pipelining(scheduling.pipelining);
         self.policy = policy.policy(partition);
         self.watch = watch;
         self.direct_device_profiling(partition);
@@ -80,6 +77,13 @@ impl Executor {
     /// computes the other; `None`: they are not. Without a GPU nothing changes.
     pub fn set_pipelining(&mut self, least: Option<usize>) {
         self.pipelining = least.map(|least| least.max(1));
+    }
+
+    /// Pipelining in micro-batches of the size that the partition names, from now on or not any more. Where it was given up
+    /// because the GPU failed, it stays off.
+    pub(crate) fn want_pipelining(&mut self, wanted: bool) {
+        let given_up = self.fallback.has_taken(DegradationStep::DisablePipelining);
+        self.set_pipelining((wanted && !given_up).then_some(self.least));
     }
 
     /// How often the devices have computed different micro-batches at the same time.

@@ -21,7 +21,8 @@ use super::{MAX_CHOICES, finish_reason, new_id, now, sse};
 use crate::answers::Answers;
 use crate::app::{App, Shared};
 use crate::body::JsonBody;
-use crate::error::{ApiError, ErrorBody, of_text};
+use crate::error::{ApiError, of_text};
+use crate::errors::{AnswerErrors, BodyErrors};
 
 /// Tokens that are written where nothing is said of them, as OpenAI has it.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -98,28 +99,15 @@ struct Choice {
     responses(
         (status = 200, description = "How they go on; with `stream`, events whose data is a piece of it, and `[DONE]`",
             content((Completion = "application/json"), (String = "text/event-stream"))),
-        (status = 400, description = "Something about the request cannot be", body = ErrorBody),
-        (status = 401, description = "No key, or a wrong one", body = ErrorBody),
-        (status = 404, description = "There is no such model", body = ErrorBody),
-        (status = 408, description = "The body did not come in time", body = ErrorBody),
-        (status = 413, description = "The body is too long", body = ErrorBody),
-        (status = 415, description = "The body is not JSON", body = ErrorBody),
-        (status = 500, description = "The server failed", body = ErrorBody),
-        (status = 503, description = "The queue is full: try again later", body = ErrorBody),
-        (status = 504, description = "The answer took too long", body = ErrorBody),
+        BodyErrors,
+        AnswerErrors,
     ))]
 pub(crate) async fn complete(
     State(app): State<Shared>,
     JsonBody(request): JsonBody<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     let begun = Instant::now();
-    let (request, prepared) = app
-        .aside(move |app| {
-            let prepared = prepare(app, &request);
-            (request, prepared)
-        })
-        .await?;
-    let (texts, head) = prepared?;
+    let (request, (texts, head)) = app.prepared(request, prepare).await?;
     let answers = Answers::ask(&app, texts, begun)?;
     if request.stream == Some(true) {
         let usage = request.stream_options.unwrap_or_default().include_usage == Some(true);

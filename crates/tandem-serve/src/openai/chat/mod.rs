@@ -16,7 +16,8 @@ use axum::response::{IntoResponse, Response};
 use crate::answers::Answers;
 use crate::app::{App, Shared};
 use crate::body::JsonBody;
-use crate::error::{ApiError, ErrorBody};
+use crate::error::ApiError;
+use crate::errors::{AnswerErrors, BodyErrors};
 use crate::openai::models::check_model;
 use crate::openai::{new_id, now, sse};
 pub(crate) use conversation::Conversation;
@@ -34,28 +35,15 @@ use stream::ChatChunks;
     responses(
         (status = 200, description = "The answer; with `stream`, events whose data is a piece of it, and `[DONE]`",
             content((ChatCompletion = "application/json"), (String = "text/event-stream"))),
-        (status = 400, description = "Something about the request cannot be", body = ErrorBody),
-        (status = 401, description = "No key, or a wrong one", body = ErrorBody),
-        (status = 404, description = "There is no such model", body = ErrorBody),
-        (status = 408, description = "The body did not come in time", body = ErrorBody),
-        (status = 413, description = "The body is too long", body = ErrorBody),
-        (status = 415, description = "The body is not JSON", body = ErrorBody),
-        (status = 500, description = "The server failed", body = ErrorBody),
-        (status = 503, description = "The queue is full: try again later", body = ErrorBody),
-        (status = 504, description = "The answer took too long", body = ErrorBody),
+        BodyErrors,
+        AnswerErrors,
     ))]
 pub(crate) async fn complete(
     State(app): State<Shared>,
     JsonBody(request): JsonBody<ChatRequest>,
 ) -> Result<Response, ApiError> {
     let begun = Instant::now();
-    let (request, prepared) = app
-        .aside(move |app| {
-            let prepared = prepare(app, &request);
-            (request, prepared)
-        })
-        .await?;
-    let (prompt, what) = prepared?;
+    let (request, (prompt, what)) = app.prepared(request, prepare).await?;
     let choices = request.common().choices()?;
     let texts = (0..choices as u64).map(|choice| {
         let mut what = what.clone();

@@ -13,10 +13,9 @@ use clap::builder::FalseyValueParser;
 use tandem_ipc::Address;
 use tandem_ipc::protocol::{Generate, SamplingFields, StopStrings, TextSide};
 use tandem_model::Checkpoint;
-use tandem_model::chat::Message;
 
-use crate::commands::run::{prompt_text, read_to_end};
 use crate::options::{ComputeOptions, GenerateOptions, ModelOption, PlacementOptions};
+use crate::prompt::{PromptOptions, read_to_end};
 use crate::{engine, interrupt};
 use local::Local;
 use remote::{Lost, Remote};
@@ -25,9 +24,8 @@ use writing::{Form, Writing};
 /// Answer a prompt by a scheduler, or by itself where there is none: text to stdout as it is written
 #[derive(Args)]
 pub(crate) struct GenerateArgs {
-    /// The prompt. Without it (or with `-`), stdin is read
-    #[arg(value_name = "PROMPT", conflicts_with = "request")]
-    prompt: Vec<String>,
+    #[command(flatten)]
+    prompt: PromptOptions,
 
     /// The scheduler: tcp://HOST:PORT or ipc://PATH. Where there is none, or it goes, the text is written here, on the CPU;
     /// without this option as well
@@ -43,7 +41,7 @@ pub(crate) struct GenerateArgs {
     reconnect: f64,
 
     /// What to write, as a `generate` message of docs/protocol.md in a file (`-`: stdin); instead of a prompt and options
-    #[arg(long, value_name = "FILE", env = "TANDEM_REQUEST")]
+    #[arg(long, value_name = "FILE", env = "TANDEM_REQUEST", conflicts_with = "prompt")]
     request: Option<PathBuf>,
 
     #[command(flatten)]
@@ -52,25 +50,9 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     generate: GenerateOptions,
 
-    /// What the model is told before the prompt (not with --raw)
-    #[arg(long, value_name = "TEXT", env = "TANDEM_SYSTEM")]
-    system: Option<String>,
-
-    /// Continue the prompt as plain text, without the model's chat template
-    #[arg(long, env = "TANDEM_RAW", value_parser = FalseyValueParser::new())]
-    raw: bool,
-
-    /// Print one JSON object with text and ids instead of the text
-    #[arg(long, env = "TANDEM_JSON", value_parser = FalseyValueParser::new())]
-    json: bool,
-
     /// Print the answers that docs/protocol.md has for a stream, one a line
     #[arg(long, env = "TANDEM_EVENTS", value_parser = FalseyValueParser::new(), conflicts_with = "json")]
     events: bool,
-
-    /// Print no notes
-    #[arg(short, long, env = "TANDEM_QUIET", value_parser = FalseyValueParser::new())]
-    quiet: bool,
 
     #[command(flatten)]
     compute: ComputeOptions,
@@ -91,7 +73,7 @@ pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let (prompt, request) =
         wanted.prepare(&side).map_err(|fault| anyhow::anyhow!(fault.message))?;
     interrupt::install()?;
-    let form = match (args.json, args.events) {
+    let form = match (args.prompt.json, args.events) {
         (true, _) => Form::Json,
         (_, true) => Form::Events,
         _ => Form::Text,
@@ -127,7 +109,7 @@ fn written_elsewhere(
     let Some(address) = &args.connect else { return Ok(Place::AsAsked) };
     match Remote::new(address, args, checkpoint)?.write(writing)? {
         None => {}
-        Some(Lost(reason)) if !args.quiet => {
+        Some(Lost(reason)) if !args.prompt.quiet => {
             let where_ = if writing.ids().is_empty() { "writing" } else { "going on" };
             note!("{reason}: {where_} here, on the CPU");
         }
@@ -141,7 +123,7 @@ fn wanted(args: &GenerateArgs) -> anyhow::Result<Generate> {
     if let Some(path) = &args.request {
         return read_request(path);
     }
-    let prompt = prompt_text(&args.prompt)?;
+    let prompt = args.prompt.text()?;
     let sampling = args.generate.sampling();
     sampling.validate()?;
     let base = Generate {
@@ -151,15 +133,10 @@ fn wanted(args: &GenerateArgs) -> anyhow::Result<Generate> {
         stream: true,
         ..Generate::default()
     };
-    if args.raw {
+    if args.prompt.raw {
         return Ok(Generate { prompt: Some(prompt), ..base });
     }
-    let message =
-        |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
-    let system = args.system.iter().map(|text| message("system", text));
-    // A line break at the end of a piped prompt is the pipe's, not the user's.
-    let messages = system.chain([message("user", prompt.trim_end_matches('\n'))]).collect();
-    Ok(Generate { messages: Some(messages), ..base })
+    Ok(Generate { messages: Some(args.prompt.messages(&prompt)), ..base })
 }
 
 fn read_request(path: &std::path::Path) -> anyhow::Result<Generate> {

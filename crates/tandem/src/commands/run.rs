@@ -4,6 +4,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Args;
 use tandem_runtime::{FinishReason, Request};
 

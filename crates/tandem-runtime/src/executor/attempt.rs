@@ -118,10 +118,7 @@ impl Executor {
     /// Whether a pass is cut into two micro-batches: where each has as much as it is to have at least, and there is
     /// something for both devices.
     fn is_pipelined(&self, plan: &Plan, batch: &Batch) -> bool {
-        // Of several texts one that is cut in the middle got wrong logits (`tests/devices/pipeline.rs`): until that is
-        // understood, they share a pass as a whole.
-        batch.parts.len() == 1
-            && self.pipelining.is_some_and(|least| batch.ids.len() >= 2 * least)
+        self.pipelining.is_some_and(|least| batch.ids.len() >= 2 * least)
             && self.igpu.as_ref().is_some_and(|igpu| is_worthwhile(plan, igpu))
     }
 

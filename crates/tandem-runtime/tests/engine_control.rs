@@ -74,7 +74,10 @@ fn a_watched_engine_writes_the_reference_s_tokens_and_tells_of_them() {
     assert!(throughput.tokens_per_second > 0.0 && throughput.rounds > 0);
 
     let summary = engine.telemetry().unwrap();
-    assert_eq!((summary.lost_events, summary.igpu_packets, summary.failed_packets), (0, 0, 0));
+    assert_eq!(
+        (summary.lost_events, summary.totals.igpu_packets, summary.totals.failed_packets),
+        (0, 0, 0)
+    );
     let client = serde_json::to_value(engine.client_telemetry().unwrap()).unwrap();
     assert_eq!(client["cpu_packets"], client["total_packets_processed"]);
     for key in
@@ -168,7 +171,7 @@ fn an_engine_stops_at_once_or_when_its_texts_have_ended() {
     // Whoever still waits for a place when the doors close is told.
     engine.run_on_executor(|_| ()).unwrap();
     let summary = engine.shutdown(true).unwrap().unwrap();
-    assert!(summary.total_packets_processed > 0);
+    assert!(summary.totals.total_packets_processed > 0);
     assert_eq!(text.wait().unwrap().ids, story.greedy);
     let ends: Vec<_> = waiting.into_iter().map(|handle| handle.wait()).collect();
     assert!(ends[..2].iter().all(|end| end.as_ref().unwrap().ids.len() == 200));

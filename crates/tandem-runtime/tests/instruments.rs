@@ -66,11 +66,14 @@ fn every_step_of_a_pass_is_told_once_with_its_bytes() {
     assert!((counted - all as f64).abs() < 1.0, "{counted} of {all}");
     let summary = watch.finish().unwrap().unwrap();
     assert_eq!(summary.devices[0].bytes, all as u64);
-    assert_eq!((summary.igpu_packets, summary.failed_packets, summary.lost_events), (0, 0, 0));
+    assert_eq!(
+        (summary.totals.igpu_packets, summary.totals.failed_packets, summary.lost_events),
+        (0, 0, 0)
+    );
     // One device alone: nobody waits for another.
     assert_eq!(summary.pipeline_bubbles.unwrap().igpu_ms, None);
-    assert_eq!(summary.cpu_igpu_contention, Some(0.0));
-    assert!(summary.utilization.unwrap() > 0.0);
+    assert_eq!(summary.totals.cpu_igpu_contention, Some(0.0));
+    assert!(summary.totals.utilization.unwrap() > 0.0);
 }
 
 #[test]

@@ -71,17 +71,20 @@ fn a_summary_adds_up() {
     recorder.experts(1, [2]);
     recorder.experts(9, [0]);
     let summary = telemetry.summary();
-    assert_eq!((summary.cpu_packets, summary.igpu_packets, summary.failed_packets), (2, 1, 0));
-    assert_eq!(summary.total_packets_processed, 3);
-    assert_eq!((summary.total_cpu_time_ms, summary.total_igpu_time_ms), (5.0, 3.0));
-    assert_eq!((summary.avg_cpu_time_ms, summary.avg_igpu_time_ms), (2.5, 3.0));
+    assert_eq!(
+        (summary.totals.cpu_packets, summary.totals.igpu_packets, summary.totals.failed_packets),
+        (2, 1, 0)
+    );
+    assert_eq!(summary.totals.total_packets_processed, 3);
+    assert_eq!((summary.totals.total_cpu_time_ms, summary.totals.total_igpu_time_ms), (5.0, 3.0));
+    assert_eq!((summary.totals.avg_cpu_time_ms, summary.totals.avg_igpu_time_ms), (2.5, 3.0));
     assert_eq!(summary.lost_events, 0);
 
     let [cpu, igpu] = summary.devices;
     assert_eq!((cpu.busy_ms, cpu.bytes, cpu.gbps_while_busy), (4.0, 9_000_000, 2.25));
     assert_eq!((igpu.busy_ms, igpu.gbps_while_busy), (3.0, 4.0));
     close(cpu.busy_share, 4.0 / summary.duration_ms);
-    close(summary.igpu_bandwidth_gbps, 12.0 / summary.duration_ms);
+    close(summary.totals.igpu_bandwidth_gbps, 12.0 / summary.duration_ms);
 
     let overlap = summary.overlap.unwrap();
     assert_eq!((overlap.both_busy_ms, overlap.share), (2.0, 0.4));
@@ -110,7 +113,7 @@ fn one_device_alone_has_no_bubbles_and_no_overlap() {
     assert_eq!((bubbles.cpu_ms, bubbles.igpu_ms), (Some(0.0), None));
     assert_eq!(summary.overlap.unwrap().both_busy_ms, 0.0);
     // Nobody watched the memory, so nothing is said of it.
-    assert_eq!((summary.utilization, summary.cpu_igpu_contention), (None, None));
+    assert_eq!((summary.totals.utilization, summary.totals.cpu_igpu_contention), (None, None));
 }
 
 #[test]
@@ -132,7 +135,7 @@ fn the_json_has_what_clients_read() {
     span.fail("no memory");
     drop(span);
     let summary = telemetry.finish().unwrap();
-    assert_eq!(summary.failed_packets, 1);
+    assert_eq!(summary.totals.failed_packets, 1);
 
     let json = json(&path);
     for key in KEYS {
@@ -285,7 +288,7 @@ fn what_does_not_fit_the_ring_is_counted() {
         (0..50).for_each(|_| drop(telemetry.summary()));
     });
     let summary: Summary = telemetry.finish().unwrap();
-    let seen = summary.total_packets_processed;
+    let seen = summary.totals.total_packets_processed;
     assert!(seen >= 64 && summary.lost_events > 0, "{seen}, {}", summary.lost_events);
     assert_eq!(seen + summary.lost_events, WRITERS * EACH);
     assert_eq!(summary.devices[0].bytes, 3 * seen);

@@ -41,7 +41,7 @@ impl Engine {
 
     /// The flat figures that clients read; `None` without telemetry.
     pub fn client_telemetry(&self) -> Option<ClientTelemetry> {
-        self.telemetry().as_ref().map(ClientTelemetry::from)
+        self.telemetry().map(|summary| summary.totals)
     }
 
     /// Use of the memory over the moving window; `None` where nobody watches it.

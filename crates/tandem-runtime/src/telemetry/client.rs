@@ -2,10 +2,8 @@
 
 use serde::Serialize;
 
-use super::summary::Summary;
-
-/// A [`Summary`]'s totals, and nothing else: `docs/telemetry.md` defines them.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// A [`Summary`](super::Summary)'s totals: `docs/telemetry.md` defines them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ClientTelemetry {
     /// Operations that ran.
     pub total_packets_processed: u64,
@@ -31,29 +29,8 @@ pub struct ClientTelemetry {
     pub cpu_bandwidth_gbps: f64,
     /// The same of the iGPU.
     pub igpu_bandwidth_gbps: f64,
-    /// Share of the memory's capacity that was in use; none where the capacity is not known.
+    /// Share of the memory's capacity that was in use; none where nobody watched or knows the capacity.
     pub utilization: Option<f64>,
     /// Share of the time in which the devices were in each other's way; none as above.
     pub cpu_igpu_contention: Option<f64>,
-}
-
-impl From<&Summary> for ClientTelemetry {
-    fn from(summary: &Summary) -> Self {
-        Self {
-            total_packets_processed: summary.total_packets_processed,
-            cpu_packets: summary.cpu_packets,
-            igpu_packets: summary.igpu_packets,
-            failed_packets: summary.failed_packets,
-            total_cpu_time_ms: summary.total_cpu_time_ms,
-            total_igpu_time_ms: summary.total_igpu_time_ms,
-            avg_cpu_time_ms: summary.avg_cpu_time_ms,
-            avg_igpu_time_ms: summary.avg_igpu_time_ms,
-            current_queue_depth: summary.current_queue_depth,
-            peak_memory_usage_mb: summary.peak_memory_usage_mb,
-            cpu_bandwidth_gbps: summary.cpu_bandwidth_gbps,
-            igpu_bandwidth_gbps: summary.igpu_bandwidth_gbps,
-            utilization: summary.utilization,
-            cpu_igpu_contention: summary.cpu_igpu_contention,
-        }
-    }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::client::ClientTelemetry;
 use super::durations::{DurationSummary, milliseconds};
 use super::metric::Metric;
 use super::recorder::Shared;
@@ -11,42 +12,17 @@ use super::totals::Totals;
 use crate::bandwidth::{BandwidthStats, TokenMetrics};
 use crate::device::Device;
 
-/// A session in figures, as JSON shows it. `docs/telemetry.md` defines each. The first ones are what clients have always
-/// read; a part ([`Metric`]) that was not asked for is left out.
+/// A session in figures, as JSON shows it. `docs/telemetry.md` defines each. A part ([`Metric`]) that was
+/// not asked for is left out.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
     /// When the session began, in UTC.
     pub started: String,
     /// How long it has lasted.
     pub duration_ms: f64,
-    /// Operations that ran.
-    pub total_packets_processed: u64,
-    /// Those on the CPU.
-    pub cpu_packets: u64,
-    /// Those on the iGPU.
-    pub igpu_packets: u64,
-    /// Those that failed.
-    pub failed_packets: u64,
-    /// Time of operations on the CPU.
-    pub total_cpu_time_ms: f64,
-    /// Time of operations on the iGPU.
-    pub total_igpu_time_ms: f64,
-    /// Mean time of an operation on the CPU; 0 where there was none.
-    pub avg_cpu_time_ms: f64,
-    /// Mean time of an operation on the iGPU; 0 where there was none.
-    pub avg_igpu_time_ms: f64,
-    /// Requests or packets that wait.
-    pub current_queue_depth: usize,
-    /// Most memory that the process has had; none where the system does not tell.
-    pub peak_memory_usage_mb: Option<f64>,
-    /// Bytes that operations on the CPU counted, per time of the session.
-    pub cpu_bandwidth_gbps: f64,
-    /// The same of the iGPU.
-    pub igpu_bandwidth_gbps: f64,
-    /// Share of the memory's capacity that was in use; none where nobody watched or knows the capacity.
-    pub utilization: Option<f64>,
-    /// Share of the time in which the devices were in each other's way; none as above.
-    pub cpu_igpu_contention: Option<f64>,
+    /// What clients have always read.
+    #[serde(flatten)]
+    pub totals: ClientTelemetry,
     /// Records that gave way before they were read: all figures lack them.
     pub lost_events: u64,
     /// Slices and values for which the trace had no room.
@@ -186,20 +162,22 @@ impl Summary {
         Self {
             started: shared.started().to_string(),
             duration_ms: milliseconds(elapsed),
-            total_packets_processed: cpu.count + igpu.count,
-            cpu_packets: cpu.count,
-            igpu_packets: igpu.count,
-            failed_packets: cpu.failed + igpu.failed,
-            total_cpu_time_ms: milliseconds(cpu.time),
-            total_igpu_time_ms: milliseconds(igpu.time),
-            avg_cpu_time_ms: ratio(cpu.time, cpu.count) / 1e6,
-            avg_igpu_time_ms: ratio(igpu.time, igpu.count) / 1e6,
-            current_queue_depth: current,
-            peak_memory_usage_mb: asked(Metric::MemoryUsage).then(peak_memory_mb).flatten(),
-            cpu_bandwidth_gbps: bandwidths[Device::Cpu as usize],
-            igpu_bandwidth_gbps: bandwidths[Device::Igpu as usize],
-            utilization: bandwidth.as_ref().and_then(|stats| stats.utilization),
-            cpu_igpu_contention: bandwidth.as_ref().and_then(|stats| stats.cpu_igpu_contention),
+            totals: ClientTelemetry {
+                total_packets_processed: cpu.count + igpu.count,
+                cpu_packets: cpu.count,
+                igpu_packets: igpu.count,
+                failed_packets: cpu.failed + igpu.failed,
+                total_cpu_time_ms: milliseconds(cpu.time),
+                total_igpu_time_ms: milliseconds(igpu.time),
+                avg_cpu_time_ms: ratio(cpu.time, cpu.count) / 1e6,
+                avg_igpu_time_ms: ratio(igpu.time, igpu.count) / 1e6,
+                current_queue_depth: current,
+                peak_memory_usage_mb: asked(Metric::MemoryUsage).then(peak_memory_mb).flatten(),
+                cpu_bandwidth_gbps: bandwidths[Device::Cpu as usize],
+                igpu_bandwidth_gbps: bandwidths[Device::Igpu as usize],
+                utilization: bandwidth.as_ref().and_then(|stats| stats.utilization),
+                cpu_igpu_contention: bandwidth.as_ref().and_then(|stats| stats.cpu_igpu_contention),
+            },
             lost_events: shared.lost(),
             trace_events_left_out,
             devices: Device::ALL.map(|device| device_summary(totals, device, elapsed)),

@@ -143,7 +143,7 @@ fn a_gpu_that_fails_gives_the_token_back() {
         let token = watch.token_metrics();
         assert_eq!((token.holders.len(), token.timed_out), (0, 0), "{what}");
         let summary = watch.finish().unwrap().unwrap();
-        assert_eq!(summary.failed_packets, 1, "{what}");
+        assert_eq!(summary.totals.failed_packets, 1, "{what}");
         // The failed pass did not count, and the one that took its place did.
         let tokens = (prompt.ids.len() + prompt.greedy.len()) as u64;
         let chosen = summary.expert_selection_distribution.unwrap();
@@ -186,7 +186,7 @@ fn a_trace_has_both_devices_the_token_and_counters() {
         let overlap = summary.overlap.unwrap();
         let any = bubbles.cpu_ms.unwrap() + cpu.busy_ms;
         assert!((overlap.both_busy_ms - (cpu.busy_ms + igpu.busy_ms - any)).abs() < 1e-6, "{what}");
-        let contention = summary.cpu_igpu_contention.unwrap();
+        let contention = summary.totals.cpu_igpu_contention.unwrap();
         assert!((0.0..=1.0).contains(&contention), "{what}: {contention}");
         assert!(summary.token.unwrap().granted_decode > 0, "{what}");
     });

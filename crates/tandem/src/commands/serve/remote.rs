@@ -1,18 +1,18 @@
 //! A scheduler somewhere else as what the HTTP server answers with.
 
-use std::ops::ControlFlow;
+mod text;
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
-use tandem_ipc::client::{Client, Reply, TextEvent, Timeouts, message};
-use tandem_ipc::protocol::{Generate, GenerateResult, SamplingFields, StopStrings};
+use tandem_ipc::client::{Client, Timeouts, message};
 use tandem_ipc::{Address, IpcError};
 use tandem_model::config::EXPERTS_PER_TOKEN;
 use tandem_model::{Checkpoint, Text};
-use tandem_runtime::{EngineLoad, Event, FinishReason, Generated, Request, Result, RuntimeError};
+use tandem_runtime::{EngineLoad, Request, Result, RuntimeError};
 use tandem_serve::{Backend, BandwidthState, EngineState, Listener, ModelInfo, Rates, Ticket};
 
 /// For what the scheduler answers at once.
@@ -50,10 +50,12 @@ impl Remote {
             checkpoint.name()
         );
         let context = number("context").context("the scheduler tells no context")?;
+        let kv_tokens = health.fields.get("kv_cache").and_then(|kv| kv["tokens"].as_u64());
         let Text { tokenizer, template, .. } = checkpoint.text()?;
         let model = ModelInfo {
             id: id.unwrap_or_else(|| checkpoint.name().to_owned()),
             context,
+            kv_tokens: kv_tokens.and_then(|tokens| usize::try_from(tokens).ok()),
             vocab_size: config.vocab_size,
             stop_ids: checkpoint.special_ids().stop.clone(),
             layers: config.n_layers,
@@ -69,11 +71,14 @@ impl Remote {
     /// A field of the answer to a question.
     fn ask(&self, kind: &str, field: &str) -> Option<Value> {
         let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
-        let reply: tandem_ipc::Result<Reply> = control.ask(message(kind), None);
-        if reply.is_err() {
-            // After a connection has ended, a new one is made.
-            *control = Client::connect(&self.address, PROMPT).ok()?;
-        }
+        let reply = match control.ask(message(kind), None) {
+            // The connection has ended, or was not to be had: there may be somebody again.
+            Err(IpcError::Gone(_)) => {
+                *control = Client::connect(&self.address, PROMPT).ok()?;
+                control.ask(message(kind), None)
+            }
+            reply => reply,
+        };
         reply.ok()?.fields.remove(field)
     }
 }
@@ -105,7 +110,7 @@ impl Backend for Remote {
         let place = Place(Arc::clone(&self.open));
         let (address, cancel) = (self.address.clone(), Cancel(Arc::clone(&cancelled)));
         let spawned = std::thread::Builder::new().name("tandem-remote".into()).spawn(move || {
-            write(&address, prompt, request, listener, &cancelled);
+            text::write(&address, prompt, request, listener, &cancelled);
             drop(place);
         });
         spawned.map_err(|source| RuntimeError::Threads { threads: 1, source })?;
@@ -120,19 +125,6 @@ impl Backend for Remote {
 
     fn capacity(&self) -> EngineLoad {
         self.most
-    }
-
-    fn lacks(&self, request: &Request) -> Option<&'static str> {
-        let sampling = &request.sampling;
-        [
-            ("response_format, tools", request.constraint.is_some()),
-            ("logprobs", request.logprobs.is_some()),
-            ("logit_bias", !sampling.logit_bias.is_empty()),
-            ("frequency_penalty", sampling.frequency_penalty != 0.0),
-            ("presence_penalty", sampling.presence_penalty != 0.0),
-        ]
-        .into_iter()
-        .find_map(|(field, wanted)| wanted.then_some(field))
     }
 
     fn is_ready(&self) -> bool {
@@ -179,98 +171,5 @@ struct Place(Arc<AtomicUsize>);
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Has a text written, and tells of it.
-fn write(
-    address: &Address,
-    prompt: Vec<u32>,
-    request: Request,
-    mut listener: Listener,
-    cancelled: &AtomicBool,
-) {
-    let prompt_tokens = prompt.len();
-    let mut told = String::new();
-    let generate = generate(prompt, request);
-    let result = Client::connect(address, Timeouts::default()).and_then(|mut client| {
-        client.generate(&generate, &mut |event| {
-            if let TextEvent::Tokens { ids, text } = event {
-                told.push_str(&text);
-                listener(Event::Tokens { ids, logprobs: Vec::new(), text });
-            }
-            match cancelled.load(Ordering::Relaxed) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        })
-    });
-    let end = match result {
-        Ok(result) => {
-            debug_assert_eq!(result.prompt_tokens, prompt_tokens, "the prompt is ids");
-            if let Some(rest) = result.text.strip_prefix(&told).filter(|rest| !rest.is_empty()) {
-                listener(Event::Tokens { ids: vec![], logprobs: vec![], text: rest.to_owned() });
-            }
-            Event::Finished(generated(result))
-        }
-        Err(error) => Event::Failed(Arc::new(failed(error))),
-    };
-    listener(end);
-}
-
-fn generate(prompt: Vec<u32>, request: Request) -> Generate {
-    let sampling = request.sampling;
-    Generate {
-        ids: Some(prompt),
-        continues_prompt: Some(request.continues_prompt),
-        max_tokens: request.max_tokens,
-        sampling: SamplingFields {
-            temperature: Some(sampling.temperature),
-            top_k: Some(sampling.top_k),
-            top_p: Some(sampling.top_p),
-            min_p: Some(sampling.min_p),
-            repetition_penalty: Some(sampling.repetition_penalty),
-            repetition_window: Some(sampling.repetition_window),
-            seed: Some(sampling.seed),
-        },
-        stop: (!request.stop_strings.is_empty())
-            .then_some(StopStrings::Several(request.stop_strings)),
-        stop_ids: Some(request.stop_ids),
-        stream: true,
-        ..Generate::default()
-    }
-}
-
-fn generated(result: GenerateResult) -> Generated {
-    let time = |ms: f64| Duration::from_secs_f64((ms / 1e3).clamp(0.0, 1e9));
-    Generated {
-        ids: result.ids,
-        logprobs: Vec::new(),
-        text: result.text,
-        finish: match &*result.finish_reason {
-            "stop" => FinishReason::Stop,
-            "context_full" => FinishReason::ContextFull,
-            "cancelled" => FinishReason::Cancelled,
-            _ => FinishReason::Length,
-        },
-        prompt_tokens: result.prompt_tokens,
-        cached_tokens: result.cached_tokens,
-        computed_tokens: result.computed_tokens,
-        prompt_time: time(result.prompt_ms),
-        decoded_tokens: result.decoded_tokens,
-        drafted_tokens: 0,
-        accepted_tokens: 0,
-        decode_time: time(result.decode_ms),
-    }
-}
-
-fn failed(error: IpcError) -> RuntimeError {
-    match error {
-        IpcError::Refused { code, .. } if code == "queue_full" => {
-            RuntimeError::QueueFull { waiting: 0, running: 0 }
-        }
-        IpcError::Refused { message, .. } => RuntimeError::Elsewhere(message),
-        // It is gone, or says nothing.
-        _ => RuntimeError::EngineStopped,
     }
 }

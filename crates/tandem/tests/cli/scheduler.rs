@@ -5,10 +5,10 @@ use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tandem_golden::{Prompt, stories, stories_bf16};
+use tandem_golden::{Prompt, stories, stories_bf16, stories_endless};
 use tandem_testkit::{client_python, workspace_root};
 
-use crate::{endless_model, error_line, stderr, stdout, tandem};
+use crate::{error_line, stderr, stdout, tandem};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -192,7 +192,7 @@ fn the_python_package_does_what_it_says() {
 
 #[test]
 fn the_python_orchestrator_goes_on_without_its_scheduler() {
-    let model = endless_model();
+    let model = stories_endless();
     let model = model.to_str().unwrap();
     let expected = undisturbed(model, 150);
     let scheduler = Scheduler::start(&["--model", model]);
@@ -302,7 +302,7 @@ fn generate_writes_by_itself_where_there_is_no_scheduler() {
 
 #[test]
 fn generate_goes_on_when_the_scheduler_is_killed() {
-    let model = endless_model();
+    let model = stories_endless();
     let model = model.to_str().unwrap();
     let tokens = 200;
     let expected = undisturbed(model, tokens);
@@ -342,7 +342,7 @@ fn generate_goes_on_when_the_scheduler_is_killed() {
 fn generate_finds_a_scheduler_that_comes_back() {
     let folder = tandem_testkit::scratch("comes-back");
     let address = format!("ipc://{}", folder.path().join("socket").display());
-    let model = endless_model();
+    let model = stories_endless();
     let model = model.to_str().unwrap();
     let tokens = 400;
     let first = Scheduler::at(&address, &["--model", model]);

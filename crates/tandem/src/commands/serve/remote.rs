@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
-use tandem_ipc::client::{Client, Timeouts, message};
+use tandem_ipc::client::{Client, Reply, Timeouts, message};
 use tandem_ipc::{Address, IpcError};
 use tandem_model::config::EXPERTS_PER_TOKEN;
-use tandem_model::{Checkpoint, Text};
+use tandem_model::{Checkpoint, PhimoeConfig, Text};
 use tandem_runtime::{EngineLoad, Request, Result, RuntimeError};
 use tandem_serve::{Backend, BandwidthState, EngineState, Listener, ModelInfo, Rates, Ticket};
 
@@ -23,10 +23,41 @@ const PROMPT: Timeouts = Timeouts { answer: Duration::from_secs(2), quiet: Durat
 pub(super) struct Remote {
     address: Address,
     model: ModelInfo,
+    shape: Shape,
     /// For questions that are answered at once.
     control: Mutex<Client>,
     open: Arc<AtomicUsize>,
     most: EngineLoad,
+}
+
+/// What a model must have in common with another for ids to mean the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    vocab_size: usize,
+    layers: usize,
+    experts: usize,
+}
+
+impl Shape {
+    fn of(config: &PhimoeConfig) -> Self {
+        let PhimoeConfig { vocab_size, n_layers: layers, n_experts: experts, .. } = *config;
+        Self { vocab_size, layers, experts }
+    }
+
+    /// Whether the scheduler that answered so has such a model.
+    fn check(self, health: &Reply) -> anyhow::Result<()> {
+        let model = health.fields.get("model").context("the scheduler names no model")?;
+        for (field, expected) in
+            [("vocab_size", self.vocab_size), ("layers", self.layers), ("experts", self.experts)]
+        {
+            let (found, name) = (&model[field], &model["name"]);
+            ensure!(
+                found.as_u64() == Some(expected as u64),
+                "the scheduler has another model, {name}: expected {field} {expected}, found {found}"
+            );
+        }
+        Ok(())
+    }
 }
 
 impl Remote {
@@ -39,23 +70,19 @@ impl Remote {
     ) -> anyhow::Result<Self> {
         let mut control = Client::connect(&address, PROMPT)?;
         let health = control.health_check()?;
-        let told = health.fields.get("model").context("the scheduler names no model")?;
-        let number = |field: &str| told[field].as_u64().and_then(|n| usize::try_from(n).ok());
         let config = checkpoint.config();
-        let ours = [config.vocab_size, config.n_layers, config.n_experts];
-        let theirs = ["vocab_size", "layers", "experts"].map(number);
-        ensure!(
-            theirs == ours.map(Some),
-            "{address}: expected the model {} with vocabulary, layers and experts {ours:?}, found {told}",
-            checkpoint.name()
-        );
-        let context = number("context").context("the scheduler tells no context")?;
-        let kv_tokens = health.fields.get("kv_cache").and_then(|kv| kv["tokens"].as_u64());
+        let shape = Shape::of(config);
+        shape.check(&health).with_context(|| format!("{address}"))?;
+        let number = |of: &str, field: &str| {
+            let number = health.fields.get(of).and_then(|of| of[field].as_u64());
+            number.and_then(|number| usize::try_from(number).ok())
+        };
+        let context = number("model", "context").context("the scheduler tells no context")?;
         let Text { tokenizer, template, .. } = checkpoint.text()?;
         let model = ModelInfo {
             id: id.unwrap_or_else(|| checkpoint.name().to_owned()),
             context,
-            kv_tokens: kv_tokens.and_then(|tokens| usize::try_from(tokens).ok()),
+            kv_tokens: number("kv_cache", "tokens"),
             vocab_size: config.vocab_size,
             stop_ids: checkpoint.special_ids().stop.clone(),
             layers: config.n_layers,
@@ -65,11 +92,11 @@ impl Remote {
             template: template.map(Arc::new),
         };
         let (control, open) = (Mutex::new(control), Arc::default());
-        Ok(Self { address, model, control, open, most })
+        Ok(Self { address, model, shape, control, open, most })
     }
 
-    /// A field of the answer to a question.
-    fn ask(&self, kind: &str, field: &str) -> Option<Value> {
+    /// The answer to a question.
+    fn reply(&self, kind: &str) -> Option<Reply> {
         let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
         let reply = match control.ask(message(kind), None) {
             // The connection has ended, or was not to be had: there may be somebody again.
@@ -79,7 +106,12 @@ impl Remote {
             }
             reply => reply,
         };
-        reply.ok()?.fields.remove(field)
+        reply.ok()
+    }
+
+    /// A field of it.
+    fn ask(&self, kind: &str, field: &str) -> Option<Value> {
+        self.reply(kind)?.fields.remove(field)
     }
 }
 
@@ -101,6 +133,10 @@ impl Backend for Remote {
         if let Some(&id) = prompt.iter().find(|&&id| id as usize >= self.model.vocab_size) {
             return Err(RuntimeError::TokenId { id, vocab_size: self.model.vocab_size });
         }
+        if request.constraint.as_ref().is_some_and(|constraint| constraint.form().is_none()) {
+            let message = "a scheduler cannot be told of it".to_owned();
+            return Err(RuntimeError::Constraint { message });
+        }
         let EngineLoad { running, waiting } = self.most;
         if self.open.fetch_add(1, Ordering::Relaxed) >= running + waiting {
             self.open.fetch_sub(1, Ordering::Relaxed);
@@ -108,9 +144,10 @@ impl Backend for Remote {
         }
         let cancelled = Arc::new(AtomicBool::new(false));
         let place = Place(Arc::clone(&self.open));
-        let (address, cancel) = (self.address.clone(), Cancel(Arc::clone(&cancelled)));
+        let (address, shape) = (self.address.clone(), self.shape);
+        let cancel = Cancel(Arc::clone(&cancelled));
         let spawned = std::thread::Builder::new().name("tandem-remote".into()).spawn(move || {
-            text::write(&address, prompt, request, listener, &cancelled);
+            text::write((&address, shape), prompt, request, listener, &cancelled);
             drop(place);
         });
         spawned.map_err(|source| RuntimeError::Threads { threads: 1, source })?;
@@ -128,7 +165,8 @@ impl Backend for Remote {
     }
 
     fn is_ready(&self) -> bool {
-        self.ask("health_check", "status").is_some()
+        let health = self.reply("health_check");
+        health.is_some_and(|health| self.shape.check(&health).is_ok())
     }
 
     fn telemetry(&self) -> Option<Value> {
@@ -171,5 +209,31 @@ struct Place(Arc<AtomicUsize>);
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_model_is_noticed_and_named() {
+        let shape = Shape { vocab_size: 8, layers: 2, experts: 16 };
+        let reply = |model: Value| {
+            let fields = serde_json::Map::from_iter([("model".to_owned(), model)]);
+            Reply { fields, tensor: None }
+        };
+        let model = serde_json::json!({"name": "m", "vocab_size": 8, "layers": 2, "experts": 16});
+        assert!(shape.check(&reply(model.clone())).is_ok());
+        for field in ["vocab_size", "layers", "experts"] {
+            let mut other = model.clone();
+            other[field] = 9.into();
+            let error = shape.check(&reply(other)).unwrap_err().to_string();
+            assert!(
+                error.starts_with("the scheduler has another model, \"m\": expected"),
+                "{error}"
+            );
+            assert!(error.contains(&format!("{field} ")) && error.ends_with("found 9"), "{error}");
+        }
     }
 }

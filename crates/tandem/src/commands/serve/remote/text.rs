@@ -11,43 +11,53 @@ use tandem_ipc::{Address, IpcError};
 use tandem_runtime::{Event, FinishReason, Generated, Request, RuntimeError, TokenLogprobs};
 use tandem_serve::Listener;
 
-/// Has a text written, and tells of it.
+use super::Shape;
+
+/// Has a text written by the scheduler at an address, where that has such a model, and tells of it.
 pub(super) fn write(
-    address: &Address,
+    at: (&Address, Shape),
     prompt: Vec<u32>,
     request: Request,
     mut listener: Listener,
     cancelled: &AtomicBool,
 ) {
-    let prompt_tokens = prompt.len();
     let mut told = String::new();
-    let generate = generate(prompt, request);
-    let result = Client::connect(address, Timeouts::default()).and_then(|mut client| {
-        client.generate(&generate, &mut |event| {
-            if let TextEvent::Tokens { ids, logprobs, text } = event {
-                told.push_str(&text);
-                listener(Event::Tokens { ids, logprobs: of_runtime(logprobs), text });
-            }
-            match cancelled.load(Ordering::Relaxed) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        })
+    let result = generate(at, &wanted(prompt, request), &mut |event| {
+        if let TextEvent::Tokens { ids, logprobs, text } = event {
+            told.push_str(&text);
+            listener(Event::Tokens { ids, logprobs: of_runtime(logprobs), text });
+        }
+        match cancelled.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
     });
     let end = match result {
         Ok(result) => {
-            debug_assert_eq!(result.prompt_tokens, prompt_tokens, "the prompt is ids");
             if let Some(rest) = result.text.strip_prefix(&told).filter(|rest| !rest.is_empty()) {
                 listener(Event::Tokens { ids: vec![], logprobs: vec![], text: rest.to_owned() });
             }
             Event::Finished(generated(result))
         }
-        Err(error) => Event::Failed(Arc::new(failed(error))),
+        Err(error) => Event::Failed(Arc::new(error)),
     };
     listener(end);
 }
 
-fn generate(prompt: Vec<u32>, request: Request) -> Generate {
+fn generate(
+    (address, shape): (&Address, Shape),
+    wanted: &Generate,
+    listen: &mut dyn FnMut(TextEvent) -> ControlFlow<()>,
+) -> Result<GenerateResult, RuntimeError> {
+    let mut client = Client::connect(address, Timeouts::default()).map_err(failed)?;
+    // Another scheduler may have taken the place of the one that was there when this server started.
+    let health = client.health_check().map_err(failed)?;
+    shape.check(&health).map_err(|error| RuntimeError::Elsewhere(error.to_string()))?;
+    client.generate(wanted, listen).map_err(failed)
+}
+
+/// The message that asks for it.
+fn wanted(prompt: Vec<u32>, request: Request) -> Generate {
     let constraint = request.constraint.as_ref().and_then(|constraint| constraint.form());
     Generate {
         ids: Some(prompt),

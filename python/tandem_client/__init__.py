@@ -2,7 +2,7 @@
 
 from .client import SchedulerClient
 from .errors import RequestRefused, SchedulerGone, SchedulerTimeout, TandemError
-from .messages import GenerateResult, Sampling, WorkPacket, WorkResult
+from .messages import GenerateResult, Sampling, TokenLogprob, WorkPacket, WorkResult
 from .orchestrator import FallbackWarning, Orchestrator
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "SchedulerGone",
     "SchedulerTimeout",
     "TandemError",
+    "TokenLogprob",
     "WorkPacket",
     "WorkResult",
 ]

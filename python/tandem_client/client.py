@@ -113,7 +113,7 @@ class SchedulerClient:
         """Has a text written; yields the messages of the answer as they come, the last with ``event`` ``finished``.
 
         The fields are those of ``generate`` in the protocol: ``prompt``, ``ids`` or ``messages``, ``max_tokens``,
-        ``sampling``, ``stop`` and others. Closing the iterator ends the text.
+        ``sampling``, ``stop``, ``logprobs``, ``constraint`` and others. Closing the iterator ends the text.
         """
         wanted = _generate_fields(fields)
         number = self._send({"type": "generate", "stream": True, **wanted})

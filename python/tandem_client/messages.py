@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 _numbers = itertools.count(1)
@@ -20,6 +20,9 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float | None = None
     repetition_window: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: Mapping[int, float] | None = None
     seed: int | None = None
 
     @classmethod
@@ -29,7 +32,10 @@ class Sampling:
 
     def fields(self) -> dict[str, Any]:
         """What is not ``None``."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        fields = {name: value for name, value in vars(self).items() if value is not None}
+        if self.logit_bias is not None:
+            fields["logit_bias"] = {str(number): bias for number, bias in self.logit_bias.items()}
+        return fields
 
 
 @dataclass
@@ -89,6 +95,22 @@ class WorkResult:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """How likely the model found a token that was chosen: natural logarithms of probabilities."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """The most likely ids with theirs, the likeliest first."""
+
+    @classmethod
+    def read(cls, token: Mapping[str, Any]) -> TokenLogprob:
+        """From an entry of an answer's ``logprobs``."""
+        top = tuple((other["id"], other["logprob"]) for other in token["top"])
+        return cls(token["id"], token["logprob"], top)
+
+
+@dataclass(frozen=True)
 class GenerateResult:
     """A text that was written. Times and counts of tokens are 0 where they are not known."""
 
@@ -102,6 +124,7 @@ class GenerateResult:
     decoded_tokens: int = 0
     prompt_ms: float = 0.0
     decode_ms: float = 0.0
+    logprobs: tuple[TokenLogprob, ...] = ()
     written_by: tuple[str, ...] = ("scheduler",)
 
     @classmethod
@@ -109,5 +132,6 @@ class GenerateResult:
         """From a summary's ``result``."""
         known = {name: result[name] for name in cls.__dataclass_fields__ if name in result}
         known["ids"] = tuple(result["ids"])
+        known["logprobs"] = tuple(map(TokenLogprob.read, result.get("logprobs", ())))
         known["written_by"] = tuple(result.get("written_by", ("scheduler",)))
         return cls(**known)

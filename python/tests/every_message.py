@@ -91,6 +91,20 @@ else:
     assert answer["cancelled"] == 0
 ask({"type": "generate", "prompt": "One day", "max_tokens": 3, "stop": ["xyz"]})
 ask({"type": "generate", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 3})
+answer, _ = ask({"type": "generate", **wanted, "logprobs": 3})
+told = answer["result"]["logprobs"]
+assert [token["id"] for token in told] == [token["top"][0]["id"] for token in told] == STORY["greedy"][:24]
+biased = {**greedy, "logit_bias": {str(STORY["greedy"][0]): -100}, "frequency_penalty": 0.5, "presence_penalty": 0.5}
+answer, _ = ask({"type": "generate", **wanted, "sampling": biased})
+assert answer["result"]["ids"][0] != STORY["greedy"][0]
+schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+answer, _ = ask({"type": "generate", "prompt": "x", "constraint": {"json_schema": schema}, "sampling": greedy})
+assert json.loads(answer["result"]["text"])["a"] in (1, 2), answer
+calls = {"tools": [{"name": "look", "parameters": schema}, {"name": "stop"}], "required": True}
+answer, _ = ask({"type": "generate", "prompt": "x", "constraint": {"tools": calls}, "sampling": greedy})
+assert answer["result"]["text"].startswith('<tool_call>{"name":"'), answer
+refused([json.dumps({"type": "generate", "prompt": "x", "logprobs": 21}).encode()])
+refused([json.dumps({"type": "generate", "prompt": "x", "constraint": {"json_schema": 3}}).encode()])
 
 # Packets: with numbers of all types, and as probes.
 row = [((n * 37) % 64 - 32) / 32 for n in range(2 * hidden)]

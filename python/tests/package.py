@@ -71,6 +71,15 @@ end = time.monotonic() + 30
 while client.health_check()["running"]:
     assert time.monotonic() < end
 
+likely = client.generate(**wanted, logprobs=2)
+assert [token.id for token in likely.logprobs] == [token.top[0][0] for token in likely.logprobs] == list(whole.ids)
+assert all(token.logprob == token.top[0][1] > token.top[1][1] for token in likely.logprobs)
+unlike = Sampling(temperature=0.0, repetition_penalty=1.0, logit_bias={whole.ids[0]: -100.0})
+assert client.generate(**{**wanted, "sampling": unlike}).ids[0] != whole.ids[0]
+schema = {"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 2, "maxItems": 3}
+listed = client.generate(prompt="Colours:", constraint={"json_schema": schema}, sampling=Sampling.greedy())
+assert set(json.loads(listed.text)) <= {"red", "blue"} and listed.finish_reason == "stop", listed
+
 orchestrator = Orchestrator(ADDRESS, model=MODEL, timeout=30, program=os.environ["TANDEM_PROGRAM"])
 assert orchestrator.tokenize("Once upon a time") is not None
 first = orchestrator.generate("Once upon a time", max_tokens=16, sampling=Sampling.greedy())

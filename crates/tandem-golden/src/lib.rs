@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use tandem_formats::safetensors::SafetensorsFile;
 use tandem_testkit::testdata;
 
-pub use stories::{stories_bf16, write_corrections};
+pub use stories::{stories_bf16, stories_endless, write_corrections};
 
 /// One prompt with what the reference makes of it.
 pub struct Prompt {

@@ -55,6 +55,26 @@ pub fn stories_bf16() -> PathBuf {
     })
 }
 
+/// The same model with a longer context and no stop ids, so that a text goes on until it is interrupted.
+///
+/// # Panics
+/// Where the model cannot be made.
+pub fn stories_endless() -> PathBuf {
+    let original = stories_bf16();
+    build_once("stories-long", &[original.join("config.json")], |folder| {
+        for entry in std::fs::read_dir(&original).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+        }
+        let config = std::fs::read_to_string(original.join("config.json")).unwrap();
+        let longer =
+            config.replace("\"max_position_embeddings\": 512", "\"max_position_embeddings\": 4096");
+        assert_ne!(config, longer);
+        std::fs::write(folder.join("config.json"), longer).unwrap();
+        std::fs::write(folder.join("generation_config.json"), "{}").unwrap();
+    })
+}
+
 /// Writes the corrections that turn the demo model `gguf` into the bf16 weights of `original`. For `cargo xtask`,
 /// when the demo model is made anew.
 ///

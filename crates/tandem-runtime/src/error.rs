@@ -77,6 +77,15 @@ pub enum RuntimeError {
         /// Texts that are read or written.
         running: usize,
     },
+    /// Another process that computes is gone, or says nothing.
+    #[error("the scheduler behind this server is gone or does not answer: try again later")]
+    ElsewhereGone,
+    /// Another process that computes has as many texts as it takes.
+    #[error("{0}")]
+    ElsewhereFull(String),
+    /// Another process that computes says that something is not as it must be.
+    #[error("{0}")]
+    ElsewhereRefused(String),
     /// Another process that computes says so.
     #[error("{0}")]
     Elsewhere(String),

@@ -38,7 +38,9 @@ pub use executor::{
 pub use instrumentation::{Instrumentation, InstrumentationParams};
 pub use model::Model;
 pub use profile::{Cost, Operation, Profile};
-pub use sampling::{Constraint, Sampler, SamplingParams, TokenLogprobs};
+pub use sampling::{
+    AnswerForm, Constraint, Sampler, SamplingParams, TokenLogprobs, Tool, ToolCalls,
+};
 pub use stop::{Filtered, StopFilter};
 pub use text::{
     FinishReason, ForeignError, ForeignModel, ForeignSession, Generated, Listener, Output, Request,

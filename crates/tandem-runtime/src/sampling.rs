@@ -12,6 +12,7 @@
 //! probabilities ([`TokenLogprobs`]) are of the model's own logits after step 1.
 
 mod constraint;
+mod form;
 mod logprobs;
 mod params;
 
@@ -23,6 +24,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::error::RuntimeError;
 pub use constraint::Constraint;
 pub(crate) use constraint::allows;
+pub use form::{AnswerForm, Tool, ToolCalls};
 pub use logprobs::TokenLogprobs;
 pub use params::SamplingParams;
 
@@ -56,6 +58,13 @@ impl Sampler {
             Some(1)
         } else {
             Some(self.params.top_k).filter(|&k| k > 0)
+        }
+    }
+
+    /// The answer begins with tokens that another has chosen.
+    pub(crate) fn resume(&mut self, written: &[u32]) {
+        if self.penalizes_chosen() {
+            written.iter().for_each(|&id| *self.chosen.entry(id).or_default() += 1);
         }
     }
 

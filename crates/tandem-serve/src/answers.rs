@@ -48,10 +48,6 @@ impl Answers {
     ) -> Result<Self, ApiError> {
         let (sender, events) = unbounded_channel();
         let mut asked = Vec::with_capacity(texts.len());
-        if let Some(field) = texts.iter().find_map(|(_, request)| app.backend.lacks(request)) {
-            let message = format!("{field}: the engine behind this server cannot do that");
-            return Err(ApiError::invalid(field, message));
-        }
         for (number, (prompt, request)) in texts.into_iter().enumerate() {
             let sender = sender.clone();
             let listener = move |event| {

@@ -8,13 +8,13 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
+use tandem_grammar::Grammars;
 use tokio::sync::{Semaphore, watch};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::backend::Backend;
 use crate::dashboard::History;
 use crate::error::ApiError;
-use crate::grammar::Grammars;
 use crate::metrics::Metrics;
 use crate::options::ServerOptions;
 use crate::{access, dashboard, health, metrics, openai, openapi, telemetry, words};
@@ -48,7 +48,9 @@ impl App {
         checks_host: bool,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        let grammars = Arc::new(Grammars::new(backend.model()));
+        let model = backend.model();
+        let tokenizer = Arc::clone(&model.tokenizer);
+        let grammars = Arc::new(Grammars::new(tokenizer, model.vocab_size, &model.stop_ids));
         let metrics = Arc::new(Metrics::new());
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         Self {

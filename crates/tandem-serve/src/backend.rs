@@ -21,6 +21,8 @@ pub struct ModelInfo {
     pub id: String,
     /// Tokens that one text may have.
     pub context: usize,
+    /// Tokens that all texts together have room for in the KV cache, where that is known.
+    pub kv_tokens: Option<usize>,
     /// Rows of logits.
     pub vocab_size: usize,
     /// Ids that end a text.
@@ -68,9 +70,6 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Texts that may be read or written at a time, and that may wait.
     fn capacity(&self) -> EngineLoad;
-
-    /// The field of a client's request that asks for what it cannot do, if there is one.
-    fn lacks(&self, request: &Request) -> Option<&'static str>;
 
     /// Whether texts can be asked for now. May take a while.
     fn is_ready(&self) -> bool;

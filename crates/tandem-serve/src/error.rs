@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use tandem_grammar::GrammarError;
 use tandem_model::ModelError;
 use tandem_runtime::RuntimeError;
 use utoipa::ToSchema;
@@ -117,8 +118,14 @@ impl From<&RuntimeError> for ApiError {
                 Self::invalid("messages", message).code("context_length_exceeded")
             }
             RuntimeError::Constraint { .. } => Self::invalid("response_format", message),
-            RuntimeError::QueueFull { .. } => Self::overloaded(message).code("queue_full"),
+            RuntimeError::QueueFull { .. } | RuntimeError::ElsewhereFull(_) => {
+                Self::overloaded(message).code("queue_full")
+            }
             RuntimeError::EngineStopped => Self::overloaded(message).code("stopped"),
+            RuntimeError::ElsewhereGone => Self::overloaded(message).code("scheduler_gone"),
+            RuntimeError::ElsewhereRefused(_) => {
+                Self::of_client(StatusCode::BAD_REQUEST, message).code("scheduler_refused")
+            }
             // The files behind the model are none of a client's business, and these may name them.
             RuntimeError::Model(_) => Self::server("the model could not be read"),
             _ => Self::server(message),
@@ -129,6 +136,14 @@ impl From<&RuntimeError> for ApiError {
 impl From<RuntimeError> for ApiError {
     fn from(error: RuntimeError) -> Self {
         Self::from(&error)
+    }
+}
+
+/// What is said of the form that an answer is to have.
+pub(crate) fn of_grammar(param: &str, error: GrammarError) -> ApiError {
+    match error {
+        GrammarError::Form(message) => ApiError::invalid(param, format!("{param}: {message}")),
+        GrammarError::Model(message) => ApiError::server(message),
     }
 }
 

@@ -50,6 +50,8 @@ pub(crate) struct Props {
     model: String,
     /// Tokens that one text may have.
     context: usize,
+    /// Tokens that all texts together have room for in the KV cache; null where nobody tells.
+    kv_tokens: Option<usize>,
     /// Ids of tokens are below this.
     vocab_size: usize,
     /// Whether the model has a chat template.
@@ -76,6 +78,7 @@ pub(crate) async fn props(State(app): State<Shared>) -> (StatusCode, Json<Props>
         version: env!("CARGO_PKG_VERSION"),
         model: model.id.clone(),
         context: model.context,
+        kv_tokens: model.kv_tokens,
         vocab_size: model.vocab_size,
         has_chat_template: model.template.is_some(),
         total_slots: capacity.running,

@@ -13,7 +13,6 @@ mod body;
 mod dashboard;
 mod error;
 mod errors;
-mod grammar;
 mod health;
 mod listen;
 mod local;

@@ -34,7 +34,8 @@ impl Local {
         let config = engine.config();
         let model = ModelInfo {
             id,
-            context: engine.options().context,
+            context: engine.context(),
+            kv_tokens: Some(engine.kv_pool().tokens()),
             vocab_size: config.vocab_size,
             stop_ids,
             layers: config.n_layers,
@@ -122,10 +123,6 @@ impl Backend for Local {
     fn capacity(&self) -> EngineLoad {
         let options = self.engine.options();
         EngineLoad { running: options.max_sequences, waiting: options.max_waiting }
-    }
-
-    fn lacks(&self, _: &Request) -> Option<&'static str> {
-        None
     }
 
     fn is_ready(&self) -> bool {

@@ -121,6 +121,8 @@ impl Service {
             kv_type: compute.kv_type.into(),
         };
         let engine = Engine::start_with(executor, Arc::clone(&tokenizer), engine_options, setup)?;
+        // Fewer tokens where all pages together hold no more.
+        let context = engine.context();
         let model = ServedModel {
             name: checkpoint.name().to_owned(),
             path: checkpoint.path().to_owned(),

@@ -10,8 +10,11 @@ use serde_json::{Map, Value};
 
 use crate::address::Address;
 use crate::error::{IpcError, Result};
-use crate::protocol::{Generate, GenerateResult};
+use crate::protocol::{Generate, GenerateResult, TokenLogprob};
 use connection::Connection;
+
+/// How often whoever listens to a text is asked whether it shall go on.
+const POLL: Duration = Duration::from_millis(100);
 
 /// How long a client waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,10 +57,15 @@ pub enum TextEvent {
         /// Start of its random numbers.
         seed: u64,
     },
+    /// Nothing is new: a text that waits or whose prompt is read says nothing, but can be ended all the same. Comes several
+    /// times a second.
+    Waiting,
     /// It goes on.
     Tokens {
         /// Ids that were chosen.
         ids: Vec<u32>,
+        /// What the model made of each of them, where that was asked for.
+        logprobs: Vec<TokenLogprob>,
         /// The text that they complete.
         text: String,
     },
@@ -111,31 +119,34 @@ impl Client {
         asked_for.insert("stream".to_owned(), true.into());
         let id = self.send(&mut asked_for, None)?;
         let (mut asked, mut cancelled) = (false, false);
+        let mut silent_since = Instant::now();
         loop {
             let wait = if asked { self.timeouts.answer } else { self.timeouts.quiet };
-            let Some(reply) = self.connection.receive(Instant::now() + wait)? else {
-                if asked {
-                    return Err(self.time_out(wait));
+            let by = (silent_since + wait).min(Instant::now() + POLL);
+            let event = match self.connection.receive(by)? {
+                None if silent_since.elapsed() < wait => TextEvent::Waiting,
+                None if asked => return Err(self.time_out(wait)),
+                None => {
+                    // A long prompt or a long queue says nothing for a while; the scheduler answers all the same.
+                    self.send(&mut message("health_check"), None)?;
+                    (asked, silent_since) = (true, Instant::now());
+                    continue;
                 }
-                // A long prompt or a long queue says nothing for a while; the scheduler answers all the same.
-                self.send(&mut message("health_check"), None)?;
-                asked = true;
-                continue;
-            };
-            asked = false;
-            if !reply.is_of(&id) {
-                continue;
-            }
-            let reply = reply.checked()?;
-            match self.event(&reply)? {
-                Heard::Event(event) => {
-                    if listen(event).is_break() && !std::mem::replace(&mut cancelled, true) {
-                        let mut cancel = message("cancel");
-                        cancel.insert("target".to_owned(), id.clone());
-                        self.send(&mut cancel, None)?;
+                Some(reply) => {
+                    (asked, silent_since) = (false, Instant::now());
+                    if !reply.is_of(&id) {
+                        continue;
+                    }
+                    match self.event(&reply.checked()?)? {
+                        Heard::Event(event) => event,
+                        Heard::Finished(result) => return Ok(*result),
                     }
                 }
-                Heard::Finished(result) => return Ok(*result),
+            };
+            if listen(event).is_break() && !std::mem::replace(&mut cancelled, true) {
+                let mut cancel = message("cancel");
+                cancel.insert("target".to_owned(), id.clone());
+                self.send(&mut cancel, None)?;
             }
         }
     }
@@ -149,7 +160,11 @@ impl Client {
             }
             Some("tokens") => {
                 let (ids, text) = (self.field(reply, "ids")?, self.field(reply, "text")?);
-                Ok(Heard::Event(TextEvent::Tokens { ids, text }))
+                let logprobs = match reply.fields.contains_key("logprobs") {
+                    true => self.field(reply, "logprobs")?,
+                    false => Vec::new(),
+                };
+                Ok(Heard::Event(TextEvent::Tokens { ids, logprobs, text }))
             }
             Some("finished") => Ok(Heard::Finished(Box::new(self.field(reply, "result")?))),
             other => Err(self.not_as_it_should_be(format!("event {other:?}"))),

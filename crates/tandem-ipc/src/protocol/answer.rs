@@ -83,6 +83,7 @@ impl From<&RuntimeError> for Fault {
             | RuntimeError::EmptyPrompt
             | RuntimeError::PromptTooLong { .. }
             | RuntimeError::TokenId { .. }
+            | RuntimeError::Constraint { .. }
             | RuntimeError::Operation { .. } => Code::BadRequest,
             _ => Code::Failed,
         };

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tandem_grammar::{GrammarError, Grammars};
 use tandem_model::chat::{ChatTemplate, Message};
 use tandem_model::tokenizer::Tokenizer;
-use tandem_runtime::{Generated, Request, SamplingParams, fresh_seed};
+use tandem_runtime::{AnswerForm, Constraint, Request};
 
-use super::Fault;
+use super::{Fault, MAX_TOP_LOGPROBS, SamplingFields};
 
 /// The most stop strings, and the most stop ids.
 const MAX_STOPS: usize = 64;
@@ -47,6 +48,12 @@ pub struct Generate {
     /// Ids that end the text, in place of the model's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_ids: Option<Vec<u32>>,
+    /// Log probabilities of the chosen tokens, and of so many of the most likely ones with each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<usize>,
+    /// The form that the answer is to have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<AnswerForm>,
     /// Whether the text is told as it comes. Sockets that take one answer only (REQ) get it whole.
     #[serde(default)]
     pub stream: bool,
@@ -58,8 +65,24 @@ pub struct TextSide {
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template, where it has one.
     pub template: Option<Arc<ChatTemplate>>,
+    /// Rows of logits: ids are below this.
+    pub vocab_size: usize,
     /// Ids that end its texts.
     pub stop_ids: Vec<u32>,
+    grammars: Grammars,
+}
+
+impl TextSide {
+    /// Of a model with `vocab_size` rows of logits, whose texts end with `stop_ids`.
+    pub fn new(
+        tokenizer: Arc<Tokenizer>,
+        template: Option<Arc<ChatTemplate>>,
+        vocab_size: usize,
+        stop_ids: Vec<u32>,
+    ) -> Self {
+        let grammars = Grammars::new(Arc::clone(&tokenizer), vocab_size, &stop_ids);
+        Self { tokenizer, template, vocab_size, stop_ids, grammars }
+    }
 }
 
 /// One string or several.
@@ -72,64 +95,6 @@ pub enum StopStrings {
     Several(Vec<String>),
 }
 
-/// What of the [usual](SamplingParams::usual) parameters is to be otherwise.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
-#[serde(deny_unknown_fields, default)]
-pub struct SamplingFields {
-    /// As in [`SamplingParams`], and so are the others.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub temperature: Option<f32>,
-    /// See there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub top_k: Option<usize>,
-    /// See there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub top_p: Option<f32>,
-    /// See there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub min_p: Option<f32>,
-    /// See there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub repetition_penalty: Option<f32>,
-    /// See there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub repetition_window: Option<usize>,
-    /// See there; a new one for each text where it is not said.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub seed: Option<u64>,
-}
-
-impl SamplingFields {
-    /// All parameters.
-    pub fn params(&self) -> SamplingParams {
-        let usual = SamplingParams::usual();
-        SamplingParams {
-            temperature: self.temperature.unwrap_or(usual.temperature),
-            top_k: self.top_k.unwrap_or(usual.top_k),
-            top_p: self.top_p.unwrap_or(usual.top_p),
-            min_p: self.min_p.unwrap_or(usual.min_p),
-            repetition_penalty: self.repetition_penalty.unwrap_or(usual.repetition_penalty),
-            repetition_window: self.repetition_window.unwrap_or(usual.repetition_window),
-            seed: self.seed.unwrap_or_else(fresh_seed),
-            ..usual
-        }
-    }
-}
-
-impl From<&SamplingParams> for SamplingFields {
-    fn from(params: &SamplingParams) -> Self {
-        Self {
-            temperature: Some(params.temperature),
-            top_k: Some(params.top_k),
-            top_p: Some(params.top_p),
-            min_p: Some(params.min_p),
-            repetition_penalty: Some(params.repetition_penalty),
-            repetition_window: Some(params.repetition_window),
-            seed: Some(params.seed),
-        }
-    }
-}
-
 impl Generate {
     /// The prompt's ids, and what is to be made of them by a model.
     ///
@@ -138,6 +103,7 @@ impl Generate {
     pub fn prepare(&self, side: &TextSide) -> Result<(Vec<u32>, Request), Fault> {
         let sampling = self.sampling.params();
         sampling.validate().map_err(|error| Fault::request(format!("sampling: {error}")))?;
+        self.check_biases(side.vocab_size)?;
         let stop_strings = self.stop_strings()?;
         let stop_ids = match &self.stop_ids {
             Some(ids) if ids.len() > MAX_STOPS => return Err(too_many("stop_ids", ids.len())),
@@ -148,6 +114,8 @@ impl Generate {
             max_tokens: self.max_tokens,
             stop_strings,
             continues_prompt: self.continues_prompt.unwrap_or(self.prompt.is_some()),
+            logprobs: self.logprobs()?,
+            constraint: self.constraint(side)?,
             ..Request::new(sampling, stop_ids)
         };
         Ok((self.prompt_ids(side)?, request))
@@ -172,6 +140,41 @@ impl Generate {
         }
     }
 
+    /// What is not added to any token would be ignored in silence.
+    fn check_biases(&self, vocab_size: usize) -> Result<(), Fault> {
+        match self.sampling.logit_bias.keys().find(|&&id| id as usize >= vocab_size) {
+            None => Ok(()),
+            Some(id) => {
+                let most = vocab_size.saturating_sub(1);
+                let message =
+                    format!("sampling.logit_bias: expected ids from 0 to {most}, found {id}");
+                Err(Fault::request(message))
+            }
+        }
+    }
+
+    fn logprobs(&self) -> Result<Option<usize>, Fault> {
+        match self.logprobs {
+            Some(found) if found > MAX_TOP_LOGPROBS => Err(Fault::request(format!(
+                "logprobs: expected at most {MAX_TOP_LOGPROBS}, found {found}"
+            ))),
+            count => Ok(count),
+        }
+    }
+
+    /// A grammar's end is where one of the model's own stop ids may come, so it ends with those alone.
+    fn constraint(&self, side: &TextSide) -> Result<Option<Box<dyn Constraint>>, Fault> {
+        let Some(form) = &self.constraint else { return Ok(None) };
+        if self.stop_ids.as_ref().is_some_and(|ids| *ids != side.stop_ids) {
+            return Err(Fault::request("stop_ids: not together with constraint"));
+        }
+        let constraint = side.grammars.constraint(form.clone());
+        constraint.map(Some).map_err(|error| match error {
+            GrammarError::Form(message) => Fault::request(format!("constraint: {message}")),
+            GrammarError::Model(message) => Fault::failed(message),
+        })
+    }
+
     fn stop_strings(&self) -> Result<Vec<String>, Fault> {
         let strings = match &self.stop {
             None => Vec::new(),
@@ -192,47 +195,4 @@ impl Generate {
 
 fn too_many(field: &str, found: usize) -> Fault {
     Fault::request(format!("{field}: expected at most {MAX_STOPS}, found {found}"))
-}
-
-/// What came of it.
-#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
-pub struct GenerateResult {
-    /// The whole text.
-    pub text: String,
-    /// Its ids, without the stop id.
-    pub ids: Vec<u32>,
-    /// `stop`, `length`, `context_full` or `cancelled`.
-    pub finish_reason: String,
-    /// Start of the random numbers.
-    pub seed: u64,
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Those whose keys and values were there from before.
-    pub cached_tokens: usize,
-    /// Those that were computed.
-    pub computed_tokens: usize,
-    /// Tokens chosen after those of the prompt, the first left out.
-    pub decoded_tokens: usize,
-    /// Time from the turn's begin to the first token.
-    pub prompt_ms: f64,
-    /// Time for the others.
-    pub decode_ms: f64,
-}
-
-impl GenerateResult {
-    /// Of a text that was written with this seed.
-    pub fn new(generated: Generated, seed: u64) -> Self {
-        Self {
-            finish_reason: generated.finish.name().to_owned(),
-            seed,
-            prompt_tokens: generated.prompt_tokens,
-            cached_tokens: generated.cached_tokens,
-            computed_tokens: generated.computed_tokens,
-            decoded_tokens: generated.decoded_tokens,
-            prompt_ms: generated.prompt_time.as_secs_f64() * 1e3,
-            decode_ms: generated.decode_time.as_secs_f64() * 1e3,
-            ids: generated.ids,
-            text: generated.text,
-        }
-    }
 }

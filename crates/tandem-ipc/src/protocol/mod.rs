@@ -5,12 +5,18 @@
 
 mod answer;
 mod generate;
+mod logprobs;
 mod packet;
+mod result;
+mod sampling;
 mod tensor;
 
 pub use answer::{Answer, Code, Fault};
-pub use generate::{Generate, GenerateResult, SamplingFields, StopStrings, TextSide};
+pub use generate::{Generate, StopStrings, TextSide};
+pub use logprobs::{IdLogprob, MAX_TOP_LOGPROBS, TokenLogprob};
 pub use packet::{DeviceTarget, PacketResult, TensorSource, WorkPacket};
+pub use result::GenerateResult;
+pub use sampling::SamplingFields;
 pub(crate) use tensor::bytes as tensor_bytes;
 pub use tensor::{Dtype, Tensor};
 

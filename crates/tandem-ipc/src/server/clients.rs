@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use serde_json::Value;
 
 use super::sockets::{ClientId, Route, Sent, Sockets};
-use crate::protocol::{Answer, Code, Fault};
+use crate::protocol::{Answer, Code, Fault, IdLogprob, TokenLogprob};
 
 /// Answers that wait for a client, at most.
 const MAX_WAITING: usize = 256;
@@ -41,6 +41,8 @@ pub(super) struct Tokens {
     /// What the client calls it.
     pub(super) id: Option<Value>,
     pub(super) ids: Vec<u32>,
+    /// One for each id where they were asked for, else none.
+    pub(super) logprobs: Vec<TokenLogprob>,
     pub(super) text: String,
 }
 
@@ -116,6 +118,7 @@ impl Waiting {
             });
             if let Some(tokens) = same {
                 tokens.ids.extend_from_slice(&new.ids);
+                tokens.logprobs.extend_from_slice(&new.logprobs);
                 tokens.text.push_str(&new.text);
                 return;
             }
@@ -152,7 +155,10 @@ impl Queued {
         match self {
             // JSON is short where there is no tensor, but a summary has all ids of a text.
             Self::Answer(_, answer) => answer.size(),
-            Self::Tokens(_, tokens) => 4 * tokens.ids.len() + tokens.text.len(),
+            Self::Tokens(_, tokens) => {
+                let tops = tokens.logprobs.iter().map(|token| 1 + token.top.len()).sum::<usize>();
+                4 * tokens.ids.len() + tokens.text.len() + tops * size_of::<IdLogprob>()
+            }
         }
     }
 
@@ -167,10 +173,14 @@ impl Queued {
 
 impl Tokens {
     fn answer(&self) -> Answer {
-        Answer::new("success", "generate")
+        let answer = Answer::new("success", "generate")
             .with("event", "tokens")
             .with("ids", &self.ids)
             .with("text", &self.text)
-            .to(self.id.as_ref())
+            .to(self.id.as_ref());
+        match self.logprobs.is_empty() {
+            true => answer,
+            false => answer.with("logprobs", &self.logprobs),
+        }
     }
 }

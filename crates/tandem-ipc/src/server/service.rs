@@ -64,11 +64,18 @@ impl Service {
             experts: config.n_experts,
             context: *context,
         };
+        let pool = self.engine.kv_pool();
+        let kv_cache = json!({
+            "tokens": pool.tokens(),
+            "free_tokens": pool.free_pages() * pool.shape().page_tokens,
+            "bytes": pool.bytes(),
+        });
         Answer::new("ok", "health_check")
             .with("igpu_available", igpu.is_some_and(|igpu| igpu.failure.is_none()))
             .with("protocol", PROTOCOL_VERSION)
             .with("version", env!("CARGO_PKG_VERSION"))
             .with("model", model)
+            .with("kv_cache", kv_cache)
             .with("devices", devices)
             .with("policy", self.engine.policy())
             .with("running", load.running)

@@ -7,7 +7,7 @@ use tandem_runtime::{Cancel, Event, RuntimeError};
 
 use super::clients::{Queued, Tokens};
 use super::sockets::{ClientId, Route};
-use crate::protocol::{Answer, Fault, GenerateResult};
+use crate::protocol::{Answer, Fault, GenerateResult, TokenLogprob};
 
 /// Requests that are not answered yet, at most: more than the engine and the queues of packets take.
 pub(super) const MAX_WORKS: usize = 1024;
@@ -171,9 +171,10 @@ impl Work {
                 return false;
             }
             News::Text(Event::Tokens { .. }) if self.kind != Kind::Stream => return false,
-            News::Text(Event::Tokens { ids, text, .. }) => {
+            News::Text(Event::Tokens { ids, logprobs, text }) => {
                 self.begin(queued);
-                let tokens = Tokens { work: number, id: self.id.clone(), ids, text };
+                let logprobs = TokenLogprob::all(logprobs);
+                let tokens = Tokens { work: number, id: self.id.clone(), ids, logprobs, text };
                 queued.push(Queued::Tokens(self.route, tokens));
                 return false;
             }

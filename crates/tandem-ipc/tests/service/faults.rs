@@ -49,7 +49,11 @@ fn a_slow_reader_loses_nothing_and_holds_nobody_up() {
         socket.set_rcvbuf(2048).unwrap();
     });
     for n in 0..texts {
-        slow.send(&greedy(n, &story.ids, tokens, true));
+        let mut wanted = greedy(n, &story.ids, tokens, true);
+        if n == 0 {
+            wanted["logprobs"] = json!(1);
+        }
+        slow.send(&wanted);
     }
     until("all begin", || server.engine.load() != IDLE);
     // Others are served meanwhile.
@@ -60,14 +64,19 @@ fn a_slow_reader_loses_nothing_and_holds_nobody_up() {
     // Everything is there, in as many messages as it took.
     let mut messages = 0;
     let mut all = vec![Vec::new(); texts];
+    let mut logprobs = Vec::new();
     let mut finished = 0;
     while finished < texts {
         let answer = slow.answer();
         messages += 1;
         let n = answer["id"].as_u64().unwrap() as usize;
         match answer["event"].as_str().unwrap() {
-            "tokens" => all[n].extend(ids_of(&answer["ids"])),
+            "tokens" => {
+                all[n].extend(ids_of(&answer["ids"]));
+                logprobs.extend(answer["logprobs"].as_array().into_iter().flatten().cloned());
+            }
             "finished" => {
+                assert!(n > 0 || answer["result"]["logprobs"] == json!(logprobs));
                 assert_eq!(ids_of(&answer["result"]["ids"]), all[n]);
                 finished += 1;
             }
@@ -75,6 +84,7 @@ fn a_slow_reader_loses_nothing_and_holds_nobody_up() {
         }
     }
     assert!(all.iter().all(|ids| *ids == expected));
+    assert_eq!(logprobs.len(), tokens);
     assert!(messages < texts * tokens, "{messages} messages: nothing was merged");
 }
 

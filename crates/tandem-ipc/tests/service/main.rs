@@ -2,6 +2,7 @@
 
 mod crowd;
 mod faults;
+mod forms;
 mod fuzz;
 mod gpu;
 mod messages;

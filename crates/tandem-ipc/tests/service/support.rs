@@ -69,7 +69,12 @@ impl Running {
             Arc::new(Engine::start_with(executor, Arc::clone(&tokenizer), options, setup).unwrap());
         let service = Service {
             engine: Arc::clone(&engine),
-            text: TextSide { tokenizer, template: template.map(Arc::new), stop_ids: vec![] },
+            text: TextSide::new(
+                tokenizer,
+                template.map(Arc::new),
+                config.vocab_size,
+                checkpoint.special_ids().stop.clone(),
+            ),
             model: ModelInfo {
                 name: "stories".to_owned(),
                 config: checkpoint.config().clone(),

@@ -223,12 +223,17 @@ impl Engine {
     }
 
     fn push(&self, job: Job) -> Result<()> {
-        check_prompt(&job.prompt, self.options.context.min(self.pool.tokens()))?;
+        check_prompt(&job.prompt, self.context())?;
         check_ids(&job.prompt, self.config.vocab_size)?;
         // Only to see whether it can be made.
         Sampler::new(job.request.sampling.clone())?;
         let request = Request { lookup: 0, ..job.request };
         self.queue.push(Job { request, ..job }, self.options.max_waiting)
+    }
+
+    /// Tokens of a text, at most: [`EngineOptions::context`], or what all pages hold where that is less.
+    pub fn context(&self) -> usize {
+        self.options.context.min(self.pool.tokens())
     }
 
     /// The pages of all texts.

@@ -2,6 +2,8 @@
 
 use std::fmt::Debug;
 
+use super::AnswerForm;
+
 /// Says token by token what may come next in one text: a grammar, a schema. It is told of every token that is chosen.
 pub trait Constraint: Debug + Send {
     /// The ids that may come next, one bit each: id `i` is bit `i % 32` of word `i / 32`; ids beyond the last word may not
@@ -19,6 +21,11 @@ pub trait Constraint: Debug + Send {
 
     /// The same constraint, as far along, for another text.
     fn boxed(&self) -> Box<dyn Constraint>;
+
+    /// What it was made of, for another process that is to make the same; `None` where that cannot be told.
+    fn form(&self) -> Option<&AnswerForm> {
+        None
+    }
 }
 
 impl Clone for Box<dyn Constraint> {

@@ -70,10 +70,10 @@ impl<'a> Generation<'a> {
     }
 
     /// As [`Self::new`], where so many tokens at the prompt's end are the answer's beginning, which another has written.
-    /// Their text was shown: what comes after it is this one's.
+    /// Their text was shown: what comes after it is this one's. Constraint and penalties are told of them.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// As [`Self::new`], and where the constraint does not allow what was written.
     pub(crate) fn resuming(
         context: &mut Context<impl Cache>,
         tokenizer: &'a Tokenizer,
@@ -83,17 +83,19 @@ impl<'a> Generation<'a> {
         listener: Listener<'a>,
     ) -> Result<Self> {
         let begun = Instant::now();
-        let sampler = Sampler::new(request.sampling.clone())?;
+        let mut sampler = Sampler::new(request.sampling.clone())?;
         check_prompt(&prompt, context.capacity())?;
         let cached_tokens = context.common(&prompt);
         context.truncate(cached_tokens);
         let (before, written) = prompt.split_at(prompt.len().saturating_sub(written));
         let mut output = Output::new(tokenizer, before, request, listener);
         let ended = output.skip(written);
+        sampler.resume(written);
+        let constraint = constraint_after(request, written)?;
         Ok(Self {
             tokenizer,
             sampler,
-            constraint: request.constraint.clone(),
+            constraint,
             logprobs: request.logprobs,
             lookup: Lookup::new(request.lookup),
             max_tokens: request.max_tokens.unwrap_or(usize::MAX),
@@ -332,6 +334,18 @@ impl<'a> Generation<'a> {
             ..self.generated
         }
     }
+}
+
+/// What may come after tokens that another has written.
+fn constraint_after(request: &Request, written: &[u32]) -> Result<Option<Box<dyn Constraint>>> {
+    let mut constraint = request.constraint.clone();
+    if let Some(constraint) = &mut constraint {
+        let mut accepted = written.iter().map(|&id| constraint.accept(id));
+        accepted.find_map(Result::err).map_or(Ok(()), |message| {
+            Err(RuntimeError::Constraint { message: format!("written_ids: {message}") })
+        })?;
+    }
+    Ok(constraint)
 }
 
 /// Whether a prompt can be continued in a context of so many tokens.

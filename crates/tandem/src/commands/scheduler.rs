@@ -74,11 +74,12 @@ fn served(service: &Service, config_file: Option<PathBuf>) -> Served {
     let stem = model.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let mut names = vec![model.name.clone(), stem];
     names.dedup();
-    let text = TextSide {
-        tokenizer: Arc::clone(tokenizer),
-        template: template.clone(),
-        stop_ids: model.stop_ids.clone(),
-    };
+    let text = TextSide::new(
+        Arc::clone(tokenizer),
+        template.clone(),
+        model.config.vocab_size,
+        model.stop_ids.clone(),
+    );
     let (name, config) = (model.name.clone(), model.config.clone());
     let model = ModelInfo { name, config, context: model.context, names };
     Served { engine: Arc::clone(engine), text, model, config_file }

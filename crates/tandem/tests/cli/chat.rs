@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::Command;
 
 use rexpect::session::{PtySession, spawn_command};
+use tandem_golden::stories_endless;
 use tandem_testkit::scratch;
 
-use crate::{endless_model, stdout, tandem};
+use crate::{stdout, tandem};
 
 /// Much longer than anything takes; a failed expectation ends sooner with the program.
 const TIMEOUT_MS: u64 = 60_000;
@@ -49,7 +50,7 @@ fn a_conversation_with_commands_and_history() {
 #[test]
 fn ctrl_c_stops_the_answer_and_not_the_program() {
     let home = scratch("chat-interrupt");
-    let model = endless_model();
+    let model = stories_endless();
     let mut terminal = chat(
         home.path(),
         &[

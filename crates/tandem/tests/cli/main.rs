@@ -20,7 +20,6 @@ use std::path::PathBuf;
 use std::process::Output;
 
 use assert_cmd::Command;
-use tandem_golden::stories_bf16;
 use tandem_testkit::testdata;
 
 /// The program, with an environment that nothing of the machine's shines through.
@@ -55,21 +54,4 @@ fn error_line(command: &mut Command) -> String {
 /// The small random model, which has no tokenizer.
 fn random_model() -> PathBuf {
     testdata("golden/model")
-}
-
-/// The trained model with a longer context and no stop ids, so that a text goes on until it is interrupted.
-fn endless_model() -> PathBuf {
-    let original = stories_bf16();
-    tandem_testkit::build_once("stories-long", &[original.join("config.json")], |folder| {
-        for entry in std::fs::read_dir(&original).unwrap() {
-            let path = entry.unwrap().path();
-            std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
-        }
-        let config = std::fs::read_to_string(original.join("config.json")).unwrap();
-        let longer =
-            config.replace("\"max_position_embeddings\": 512", "\"max_position_embeddings\": 4096");
-        assert_ne!(config, longer);
-        std::fs::write(folder.join("config.json"), longer).unwrap();
-        std::fs::write(folder.join("generation_config.json"), "{}").unwrap();
-    })
 }

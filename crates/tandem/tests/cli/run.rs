@@ -4,9 +4,9 @@ use std::io::Read;
 use std::process::{Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
-use tandem_golden::{stories, stories_bf16};
+use tandem_golden::{stories, stories_bf16, stories_endless};
 
-use crate::{endless_model, error_line, random_model, stderr, stdout, tandem};
+use crate::{error_line, random_model, stderr, stdout, tandem};
 
 const PROMPT: &str = "Tell me a short story about a dragon named Max.";
 
@@ -190,7 +190,7 @@ fn ctrl_c_stops_the_text_with_the_usual_exit_code() {
             "run", "--raw", "Once", "--temp", "1.5", "--top-k", "0", "--top-p", "1", "--min-p",
             "0", "-t", "1", "-m",
         ])
-        .arg(endless_model())
+        .arg(stories_endless())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

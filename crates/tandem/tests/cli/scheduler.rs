@@ -5,10 +5,10 @@ use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tandem_golden::{Prompt, stories, stories_bf16};
+use tandem_golden::{Prompt, stories, stories_bf16, stories_endless};
 use tandem_testkit::{client_python, workspace_root};
 
-use crate::{endless_model, error_line, stderr, stdout, tandem};
+use crate::{error_line, stderr, stdout, tandem};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -192,7 +192,7 @@ fn the_python_package_does_what_it_says() {
 
 #[test]
 fn the_python_orchestrator_goes_on_without_its_scheduler() {
-    let model = endless_model();
+    let model = stories_endless();
     let model = model.to_str().unwrap();
     let expected = undisturbed(model, 150);
     let scheduler = Scheduler::start(&["--model", model]);
@@ -301,8 +301,42 @@ fn generate_writes_by_itself_where_there_is_no_scheduler() {
 }
 
 #[test]
+fn generate_keeps_to_a_form_wherever_it_is_written() {
+    let folder = tandem_testkit::scratch("form");
+    let file = folder.path().join("wanted.json");
+    let wanted = serde_json::json!({
+        "type": "generate", "prompt": "Once", "sampling": {"temperature": 0},
+        "constraint": {"json_schema": {"type": "array", "items": {"enum": ["cat", "dog"]}, "minItems": 2, "maxItems": 4}},
+    });
+    std::fs::write(&file, wanted.to_string()).unwrap();
+    let model = stories_bf16();
+    let scheduler = Scheduler::start(&[]);
+    let mut texts = Vec::new();
+    for address in [&*scheduler.address, "tcp://127.0.0.1:9"] {
+        let mut command = tandem();
+        command
+            .args(["generate", "--json", "--threads", "2", "--reconnect", "0", "--request"])
+            .arg(&file);
+        let output = command.args(["--connect", address, "--model"]).arg(&model).output().unwrap();
+        let got: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(got["finish_reason"], "stop", "{got}");
+        let pets: Vec<String> = serde_json::from_str(got["text"].as_str().unwrap()).unwrap();
+        assert!(
+            (2..=4).contains(&pets.len()) && pets.iter().all(|pet| pet == "cat" || pet == "dog")
+        );
+        texts.push(got["text"].clone());
+    }
+    assert_eq!(texts[0], texts[1]);
+    let likely = serde_json::json!({"type": "generate", "prompt": "Once", "logprobs": 1});
+    std::fs::write(&file, likely.to_string()).unwrap();
+    let line =
+        error_line(tandem().args(["generate", "--request"]).arg(&file).arg("--model").arg(&model));
+    assert!(line.contains("logprobs: the program prints none"), "{line}");
+}
+
+#[test]
 fn generate_goes_on_when_the_scheduler_is_killed() {
-    let model = endless_model();
+    let model = stories_endless();
     let model = model.to_str().unwrap();
     let tokens = 200;
     let expected = undisturbed(model, tokens);
@@ -342,7 +376,7 @@ fn generate_goes_on_when_the_scheduler_is_killed() {
 fn generate_finds_a_scheduler_that_comes_back() {
     let folder = tandem_testkit::scratch("comes-back");
     let address = format!("ipc://{}", folder.path().join("socket").display());
-    let model = endless_model();
+    let model = stories_endless();
     let model = model.to_str().unwrap();
     let tokens = 400;
     let first = Scheduler::at(&address, &["--model", model]);

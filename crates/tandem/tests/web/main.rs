@@ -2,6 +2,7 @@
 
 mod cluster;
 mod dashboard;
+mod doors;
 mod files;
 mod report;
 

@@ -1,8 +1,8 @@
 //! An answer's text, taken apart into what is said and which tools are called.
 
 use serde_json::Value;
+use tandem_grammar::{CALL_BEGINS, CALL_ENDS};
 
-use crate::grammar::{CALL_BEGINS, CALL_ENDS};
 use crate::openai::new_id;
 
 /// A part of an answer, as it comes.

@@ -1,13 +1,13 @@
 //! From a conversation to a prompt.
 
 use serde_json::{Value, json};
+use tandem_grammar::{CALL_BEGINS, CALL_ENDS};
 use tandem_model::chat;
 
 use super::request::{Message, Role};
 use super::tools::ChatTool;
 use crate::backend::ModelInfo;
 use crate::error::{ApiError, of_text};
-use crate::grammar::{CALL_BEGINS, CALL_ENDS};
 
 /// A conversation with the tools that may be called in it.
 pub(crate) struct Conversation<'a> {

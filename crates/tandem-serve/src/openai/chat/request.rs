@@ -2,15 +2,15 @@
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
-use tandem_runtime::Constraint;
+use serde_json::{Value, json};
+use tandem_runtime::{AnswerForm, Constraint};
 use utoipa::openapi::schema::{ArrayBuilder, Schema, SchemaType, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::conversation::Turn;
 use super::tools::{self, ChatTool, ToolChoice, ToolMode};
 use crate::app::App;
-use crate::error::ApiError;
+use crate::error::{ApiError, of_grammar};
 use crate::openai::params::{MAX_TOP_LOGPROBS, check_schema, in_range, request};
 
 request! {
@@ -257,13 +257,16 @@ impl ChatRequest {
 
 impl ResponseFormat {
     fn constraint(&self, app: &App) -> Result<Box<dyn Constraint>, ApiError> {
-        match self {
+        let param = "response_format.json_schema.schema";
+        let schema = match self {
             Self::JsonSchema { json_schema: NamedSchema { schema: Some(schema), .. } } => {
-                check_schema("response_format.json_schema.schema", schema)?;
-                app.grammars.json_schema(schema)
+                check_schema(param, schema)?;
+                schema.clone()
             }
-            _ => app.grammars.json_object(),
-        }
+            _ => json!({"type": "object"}),
+        };
+        let constraint = app.grammars.constraint(AnswerForm::JsonSchema(schema));
+        constraint.map_err(|error| of_grammar(param, error))
     }
 }
 

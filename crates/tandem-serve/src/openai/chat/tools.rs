@@ -2,16 +2,13 @@
 
 use serde::Deserialize;
 use serde_json::Value;
-use tandem_runtime::Constraint;
+use tandem_grammar::MAX_TOOLS;
+use tandem_runtime::{AnswerForm, Constraint, Tool, ToolCalls};
 use utoipa::ToSchema;
 
 use crate::app::App;
-use crate::error::ApiError;
-use crate::grammar::ToolGrammar;
+use crate::error::{ApiError, of_grammar};
 use crate::openai::params::check_schema;
-
-/// Tools that one request may have.
-const MAX_TOOLS: usize = 128;
 
 /// A tool that an answer may call.
 #[derive(Clone, Deserialize, ToSchema)]
@@ -113,16 +110,21 @@ pub(super) fn constraint(
         };
     }
     check_tools(tools)?;
-    let callable: Vec<_> = tools
+    let callable: Vec<Tool> = tools
         .iter()
-        .map(|tool| (&*tool.function.name, tool.function.parameters.as_ref()))
-        .filter(|(name, _)| named.is_none_or(|named| named == *name))
+        .map(|tool| &tool.function)
+        .filter(|function| named.is_none_or(|named| named == function.name))
+        .map(|Function { name, parameters, .. }| Tool {
+            name: name.clone(),
+            parameters: parameters.clone(),
+        })
         .collect();
     if callable.is_empty() {
         return Err(invalid("tool_choice", "expected the name of one of the tools"));
     }
     let parallel = named.is_none() && parallel.unwrap_or(true);
-    app.grammars.tools(&ToolGrammar { tools: callable, required, parallel }).map(Some)
+    let form = AnswerForm::Tools(ToolCalls { tools: callable, required, parallel });
+    app.grammars.constraint(form).map(Some).map_err(|error| of_grammar("tools", error))
 }
 
 fn check_tools(tools: &[ChatTool]) -> Result<(), ApiError> {

@@ -1,6 +1,7 @@
 //! A text that is written in this process.
 
 use std::ops::ControlFlow;
+use std::sync::mpsc::channel;
 
 use tandem_ipc::protocol::TextSide;
 use tandem_model::Checkpoint;
@@ -40,13 +41,19 @@ impl Local<'_> {
             kv_type: args.compute.kv_type.into(),
         };
         let engine = Engine::start(executor, side.tokenizer.clone(), options)?;
-        let handle = engine.submit(writing.context(), writing.rest())?;
+        let (mut context, written) = writing.prompt_and_written();
+        context.extend(&written);
+        let (sender, events) = channel();
+        let cancel = engine.resume_to(context, written.len(), writing.rest(), move |event| {
+            // Nobody listens any more once the text has been given up.
+            let _ = sender.send(event);
+        })?;
         writing.written_by("this process");
         loop {
-            match handle.next_event() {
+            match events.recv().ok() {
                 Some(Event::Tokens { ids, .. }) => {
                     if let ControlFlow::Break(()) = writing.take(&ids)? {
-                        handle.cancel();
+                        cancel.cancel();
                     }
                 }
                 Some(Event::Finished(generated)) => {

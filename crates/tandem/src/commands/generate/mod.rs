@@ -65,11 +65,12 @@ pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let wanted = wanted(args)?;
     let checkpoint = engine::open(args.model.model.as_deref(), &args.compute)?;
     let text = checkpoint.text()?;
-    let side = TextSide {
-        tokenizer: text.tokenizer.into(),
-        template: text.template.map(std::sync::Arc::new),
-        stop_ids: checkpoint.special_ids().stop.clone(),
-    };
+    let side = TextSide::new(
+        text.tokenizer.into(),
+        text.template.map(std::sync::Arc::new),
+        checkpoint.config().vocab_size,
+        checkpoint.special_ids().stop.clone(),
+    );
     let (prompt, request) =
         wanted.prepare(&side).map_err(|fault| anyhow::anyhow!(fault.message))?;
     interrupt::install()?;
@@ -147,6 +148,9 @@ fn read_request(path: &std::path::Path) -> anyhow::Result<Generate> {
     };
     let message = Message::parse(json.as_bytes());
     match message.map_err(|(_, fault)| anyhow::anyhow!("{}: {}", path.display(), fault.message))? {
+        Message { request: Request::Generate(generate), .. } if generate.logprobs.is_some() => {
+            bail!("{}: logprobs: the program prints none: ask a scheduler", path.display())
+        }
         Message { request: Request::Generate(generate), .. } => Ok(*generate),
         other => {
             let found = other.request.name();

@@ -104,8 +104,12 @@ impl<'a> Remote<'a> {
 
     fn attempt(&mut self, writing: &mut Writing<'_>) -> anyhow::Result<Option<Lost>> {
         let rest = writing.rest();
+        let (ids, written_ids) = writing.prompt_and_written();
+        let constraint = rest.constraint.as_ref().and_then(|constraint| constraint.form());
         let generate = Generate {
-            ids: Some(writing.context()),
+            ids: Some(ids),
+            written_ids,
+            constraint: constraint.cloned(),
             continues_prompt: Some(rest.continues_prompt),
             max_tokens: rest.max_tokens,
             sampling: SamplingFields::from(&rest.sampling),

@@ -73,9 +73,9 @@ impl<'a> Writing<'a> {
         &self.ids
     }
 
-    /// Everything that the model has to have read to go on.
-    pub(super) fn context(&self) -> Vec<u32> {
-        [&self.prompt[..], &self.written, &self.ids].concat()
+    /// What the model has to have read to go on: the prompt, and what there is of the answer.
+    pub(super) fn prompt_and_written(&self) -> (Vec<u32>, Vec<u32>) {
+        (self.prompt.clone(), [&self.written[..], &self.ids].concat())
     }
 
     /// What is asked of who goes on: ids, and nothing that depends on the text so far.

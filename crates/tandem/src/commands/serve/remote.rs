@@ -1,18 +1,18 @@
 //! A scheduler somewhere else as what the HTTP server answers with.
 
-use std::ops::ControlFlow;
+mod text;
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
-use tandem_ipc::client::{Client, Reply, TextEvent, Timeouts, message};
-use tandem_ipc::protocol::{Generate, GenerateResult, SamplingFields, StopStrings};
+use tandem_ipc::client::{Client, Reply, Timeouts, message};
 use tandem_ipc::{Address, IpcError};
 use tandem_model::config::EXPERTS_PER_TOKEN;
-use tandem_model::{Checkpoint, Text};
-use tandem_runtime::{EngineLoad, Event, FinishReason, Generated, Request, Result, RuntimeError};
+use tandem_model::{Checkpoint, PhimoeConfig, Text};
+use tandem_runtime::{EngineLoad, Request, Result, RuntimeError};
 use tandem_serve::{Backend, BandwidthState, EngineState, Listener, ModelInfo, Rates, Ticket};
 
 /// For what the scheduler answers at once.
@@ -23,10 +23,41 @@ const PROMPT: Timeouts = Timeouts { answer: Duration::from_secs(2), quiet: Durat
 pub(super) struct Remote {
     address: Address,
     model: ModelInfo,
+    shape: Shape,
     /// For questions that are answered at once.
     control: Mutex<Client>,
     open: Arc<AtomicUsize>,
     most: EngineLoad,
+}
+
+/// What a model must have in common with another for ids to mean the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    vocab_size: usize,
+    layers: usize,
+    experts: usize,
+}
+
+impl Shape {
+    fn of(config: &PhimoeConfig) -> Self {
+        let PhimoeConfig { vocab_size, n_layers: layers, n_experts: experts, .. } = *config;
+        Self { vocab_size, layers, experts }
+    }
+
+    /// Whether the scheduler that answered so has such a model.
+    fn check(self, health: &Reply) -> anyhow::Result<()> {
+        let model = health.fields.get("model").context("the scheduler names no model")?;
+        for (field, expected) in
+            [("vocab_size", self.vocab_size), ("layers", self.layers), ("experts", self.experts)]
+        {
+            let (found, name) = (&model[field], &model["name"]);
+            ensure!(
+                found.as_u64() == Some(expected as u64),
+                "the scheduler has another model, {name}: expected {field} {expected}, found {found}"
+            );
+        }
+        Ok(())
+    }
 }
 
 impl Remote {
@@ -39,21 +70,19 @@ impl Remote {
     ) -> anyhow::Result<Self> {
         let mut control = Client::connect(&address, PROMPT)?;
         let health = control.health_check()?;
-        let told = health.fields.get("model").context("the scheduler names no model")?;
-        let number = |field: &str| told[field].as_u64().and_then(|n| usize::try_from(n).ok());
         let config = checkpoint.config();
-        let ours = [config.vocab_size, config.n_layers, config.n_experts];
-        let theirs = ["vocab_size", "layers", "experts"].map(number);
-        ensure!(
-            theirs == ours.map(Some),
-            "{address}: expected the model {} with vocabulary, layers and experts {ours:?}, found {told}",
-            checkpoint.name()
-        );
-        let context = number("context").context("the scheduler tells no context")?;
+        let shape = Shape::of(config);
+        shape.check(&health).with_context(|| format!("{address}"))?;
+        let number = |of: &str, field: &str| {
+            let number = health.fields.get(of).and_then(|of| of[field].as_u64());
+            number.and_then(|number| usize::try_from(number).ok())
+        };
+        let context = number("model", "context").context("the scheduler tells no context")?;
         let Text { tokenizer, template, .. } = checkpoint.text()?;
         let model = ModelInfo {
             id: id.unwrap_or_else(|| checkpoint.name().to_owned()),
             context,
+            kv_tokens: number("kv_cache", "tokens"),
             vocab_size: config.vocab_size,
             stop_ids: checkpoint.special_ids().stop.clone(),
             layers: config.n_layers,
@@ -63,18 +92,26 @@ impl Remote {
             template: template.map(Arc::new),
         };
         let (control, open) = (Mutex::new(control), Arc::default());
-        Ok(Self { address, model, control, open, most })
+        Ok(Self { address, model, shape, control, open, most })
     }
 
-    /// A field of the answer to a question.
-    fn ask(&self, kind: &str, field: &str) -> Option<Value> {
+    /// The answer to a question.
+    fn reply(&self, kind: &str) -> Option<Reply> {
         let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
-        let reply: tandem_ipc::Result<Reply> = control.ask(message(kind), None);
-        if reply.is_err() {
-            // After a connection has ended, a new one is made.
-            *control = Client::connect(&self.address, PROMPT).ok()?;
-        }
-        reply.ok()?.fields.remove(field)
+        let reply = match control.ask(message(kind), None) {
+            // The connection has ended, or was not to be had: there may be somebody again.
+            Err(IpcError::Gone(_)) => {
+                *control = Client::connect(&self.address, PROMPT).ok()?;
+                control.ask(message(kind), None)
+            }
+            reply => reply,
+        };
+        reply.ok()
+    }
+
+    /// A field of it.
+    fn ask(&self, kind: &str, field: &str) -> Option<Value> {
+        self.reply(kind)?.fields.remove(field)
     }
 }
 
@@ -96,6 +133,10 @@ impl Backend for Remote {
         if let Some(&id) = prompt.iter().find(|&&id| id as usize >= self.model.vocab_size) {
             return Err(RuntimeError::TokenId { id, vocab_size: self.model.vocab_size });
         }
+        if request.constraint.as_ref().is_some_and(|constraint| constraint.form().is_none()) {
+            let message = "a scheduler cannot be told of it".to_owned();
+            return Err(RuntimeError::Constraint { message });
+        }
         let EngineLoad { running, waiting } = self.most;
         if self.open.fetch_add(1, Ordering::Relaxed) >= running + waiting {
             self.open.fetch_sub(1, Ordering::Relaxed);
@@ -103,9 +144,10 @@ impl Backend for Remote {
         }
         let cancelled = Arc::new(AtomicBool::new(false));
         let place = Place(Arc::clone(&self.open));
-        let (address, cancel) = (self.address.clone(), Cancel(Arc::clone(&cancelled)));
+        let (address, shape) = (self.address.clone(), self.shape);
+        let cancel = Cancel(Arc::clone(&cancelled));
         let spawned = std::thread::Builder::new().name("tandem-remote".into()).spawn(move || {
-            write(&address, prompt, request, listener, &cancelled);
+            text::write((&address, shape), prompt, request, listener, &cancelled);
             drop(place);
         });
         spawned.map_err(|source| RuntimeError::Threads { threads: 1, source })?;
@@ -122,21 +164,9 @@ impl Backend for Remote {
         self.most
     }
 
-    fn lacks(&self, request: &Request) -> Option<&'static str> {
-        let sampling = &request.sampling;
-        [
-            ("response_format, tools", request.constraint.is_some()),
-            ("logprobs", request.logprobs.is_some()),
-            ("logit_bias", !sampling.logit_bias.is_empty()),
-            ("frequency_penalty", sampling.frequency_penalty != 0.0),
-            ("presence_penalty", sampling.presence_penalty != 0.0),
-        ]
-        .into_iter()
-        .find_map(|(field, wanted)| wanted.then_some(field))
-    }
-
     fn is_ready(&self) -> bool {
-        self.ask("health_check", "status").is_some()
+        let health = self.reply("health_check");
+        health.is_some_and(|health| self.shape.check(&health).is_ok())
     }
 
     fn telemetry(&self) -> Option<Value> {
@@ -182,95 +212,28 @@ impl Drop for Place {
     }
 }
 
-/// Has a text written, and tells of it.
-fn write(
-    address: &Address,
-    prompt: Vec<u32>,
-    request: Request,
-    mut listener: Listener,
-    cancelled: &AtomicBool,
-) {
-    let prompt_tokens = prompt.len();
-    let mut told = String::new();
-    let generate = generate(prompt, request);
-    let result = Client::connect(address, Timeouts::default()).and_then(|mut client| {
-        client.generate(&generate, &mut |event| {
-            if let TextEvent::Tokens { ids, text } = event {
-                told.push_str(&text);
-                listener(Event::Tokens { ids, logprobs: Vec::new(), text });
-            }
-            match cancelled.load(Ordering::Relaxed) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        })
-    });
-    let end = match result {
-        Ok(result) => {
-            debug_assert_eq!(result.prompt_tokens, prompt_tokens, "the prompt is ids");
-            if let Some(rest) = result.text.strip_prefix(&told).filter(|rest| !rest.is_empty()) {
-                listener(Event::Tokens { ids: vec![], logprobs: vec![], text: rest.to_owned() });
-            }
-            Event::Finished(generated(result))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_model_is_noticed_and_named() {
+        let shape = Shape { vocab_size: 8, layers: 2, experts: 16 };
+        let reply = |model: Value| {
+            let fields = serde_json::Map::from_iter([("model".to_owned(), model)]);
+            Reply { fields, tensor: None }
+        };
+        let model = serde_json::json!({"name": "m", "vocab_size": 8, "layers": 2, "experts": 16});
+        assert!(shape.check(&reply(model.clone())).is_ok());
+        for field in ["vocab_size", "layers", "experts"] {
+            let mut other = model.clone();
+            other[field] = 9.into();
+            let error = shape.check(&reply(other)).unwrap_err().to_string();
+            assert!(
+                error.starts_with("the scheduler has another model, \"m\": expected"),
+                "{error}"
+            );
+            assert!(error.contains(&format!("{field} ")) && error.ends_with("found 9"), "{error}");
         }
-        Err(error) => Event::Failed(Arc::new(failed(error))),
-    };
-    listener(end);
-}
-
-fn generate(prompt: Vec<u32>, request: Request) -> Generate {
-    let sampling = request.sampling;
-    Generate {
-        ids: Some(prompt),
-        continues_prompt: Some(request.continues_prompt),
-        max_tokens: request.max_tokens,
-        sampling: SamplingFields {
-            temperature: Some(sampling.temperature),
-            top_k: Some(sampling.top_k),
-            top_p: Some(sampling.top_p),
-            min_p: Some(sampling.min_p),
-            repetition_penalty: Some(sampling.repetition_penalty),
-            repetition_window: Some(sampling.repetition_window),
-            seed: Some(sampling.seed),
-        },
-        stop: (!request.stop_strings.is_empty())
-            .then_some(StopStrings::Several(request.stop_strings)),
-        stop_ids: Some(request.stop_ids),
-        stream: true,
-        ..Generate::default()
-    }
-}
-
-fn generated(result: GenerateResult) -> Generated {
-    let time = |ms: f64| Duration::from_secs_f64((ms / 1e3).clamp(0.0, 1e9));
-    Generated {
-        ids: result.ids,
-        logprobs: Vec::new(),
-        text: result.text,
-        finish: match &*result.finish_reason {
-            "stop" => FinishReason::Stop,
-            "context_full" => FinishReason::ContextFull,
-            "cancelled" => FinishReason::Cancelled,
-            _ => FinishReason::Length,
-        },
-        prompt_tokens: result.prompt_tokens,
-        cached_tokens: result.cached_tokens,
-        computed_tokens: result.computed_tokens,
-        prompt_time: time(result.prompt_ms),
-        decoded_tokens: result.decoded_tokens,
-        drafted_tokens: 0,
-        accepted_tokens: 0,
-        decode_time: time(result.decode_ms),
-    }
-}
-
-fn failed(error: IpcError) -> RuntimeError {
-    match error {
-        IpcError::Refused { code, .. } if code == "queue_full" => {
-            RuntimeError::QueueFull { waiting: 0, running: 0 }
-        }
-        IpcError::Refused { message, .. } => RuntimeError::Elsewhere(message),
-        // It is gone, or says nothing.
-        _ => RuntimeError::EngineStopped,
     }
 }

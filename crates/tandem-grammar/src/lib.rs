@@ -1,6 +1,8 @@
-//! Answers that keep to a grammar: token by token, only what may come next is chosen from.
+//! Answers that keep to a form (a JSON schema, calls of tools): token by token, only what may come next is chosen from.
+//! Whoever serves texts makes of a client's [`AnswerForm`] the [`Constraint`] that the engine asks.
 //!
 //! The work is `llguidance`'s. It knows tokens as bytes; special tokens, which are control and not text, it never allows.
+#![forbid(unsafe_code)]
 
 mod tools;
 
@@ -12,14 +14,26 @@ use llguidance::toktrie::{SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 use tandem_model::tokenizer::Tokenizer;
-use tandem_runtime::Constraint;
+use tandem_runtime::{AnswerForm, Constraint, ToolCalls};
 
-use crate::backend::ModelInfo;
-use crate::error::ApiError;
-pub(crate) use tools::{CALL_BEGINS, CALL_ENDS, ToolGrammar};
+pub use tools::{CALL_BEGINS, CALL_ENDS};
+
+/// Tools that one answer may call, at most.
+pub const MAX_TOOLS: usize = 128;
+
+/// Why there is no grammar.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GrammarError {
+    /// The form contradicts itself, is too large, or says something that is not understood.
+    #[error("{0}")]
+    Form(String),
+    /// Nothing can be constrained with this model.
+    #[error("{0}")]
+    Model(String),
+}
 
 /// What all grammars of a model share: its tokens as bytes. Made when the first grammar is asked for.
-pub(crate) struct Grammars {
+pub struct Grammars {
     tokens: Tokens,
     factory: OnceLock<Result<ParserFactory, String>>,
 }
@@ -34,60 +48,62 @@ struct Tokens {
 }
 
 impl Grammars {
-    pub(crate) fn new(model: &ModelInfo) -> Self {
-        let tokens = Tokens {
-            tokenizer: Arc::clone(&model.tokenizer),
-            vocab_size: u32::try_from(model.vocab_size).unwrap_or(u32::MAX),
-            stop_ids: model.stop_ids.clone().into(),
-        };
+    /// Of a model with `vocab_size` rows of logits, whose texts end with `stop_ids`.
+    pub fn new(tokenizer: Arc<Tokenizer>, vocab_size: usize, stop_ids: &[u32]) -> Self {
+        let vocab_size = u32::try_from(vocab_size).unwrap_or(u32::MAX);
+        let tokens = Tokens { tokenizer, vocab_size, stop_ids: stop_ids.into() };
         Self { tokens, factory: OnceLock::new() }
     }
 
-    /// Any JSON object.
-    pub(crate) fn json_object(&self) -> Result<Box<dyn Constraint>, ApiError> {
-        self.json_schema(&json!({"type": "object"}))
-    }
-
-    /// JSON that is valid against a schema.
+    /// What says token by token what may come in an answer of that form.
     ///
     /// # Errors
-    /// Where the schema contradicts itself, is too large, or says something that is not understood.
-    pub(crate) fn json_schema(&self, schema: &Value) -> Result<Box<dyn Constraint>, ApiError> {
-        let grammar = TopLevelGrammar::from_json_schema(compact(schema));
-        self.compile("response_format.json_schema.schema", grammar)
-    }
-
-    /// Calls of tools.
-    ///
-    /// # Errors
-    /// As [`Self::json_schema`].
-    pub(crate) fn tools(&self, tools: &ToolGrammar<'_>) -> Result<Box<dyn Constraint>, ApiError> {
-        self.compile("tools", TopLevelGrammar::from_lark(tools.lark()))
-    }
-
-    fn compile(
-        &self,
-        param: &str,
-        grammar: TopLevelGrammar,
-    ) -> Result<Box<dyn Constraint>, ApiError> {
-        let invalid = |message: String| {
-            let line = message.lines().next().unwrap_or_default().to_owned();
-            ApiError::invalid(param, format!("{param}: {line}"))
+    /// Where the form contradicts itself, is too large, or says something that is not understood; and where the model has
+    /// no token that ends a text.
+    pub fn constraint(&self, form: AnswerForm) -> Result<Box<dyn Constraint>, GrammarError> {
+        let grammar = match &form {
+            AnswerForm::JsonSchema(schema) => {
+                check_schema(schema)?;
+                TopLevelGrammar::from_json_schema(compact(schema))
+            }
+            AnswerForm::Tools(calls) => {
+                check_tools(calls)?;
+                TopLevelGrammar::from_lark(tools::lark(calls))
+            }
         };
         let factory = self.factory.get_or_init(|| factory(&self.tokens));
-        let factory = factory.as_ref().map_err(|message| ApiError::server(message.clone()))?;
+        let factory = factory.as_ref().map_err(|message| GrammarError::Model(message.clone()))?;
         let matcher = Matcher::new(factory.create_parser(grammar));
         if let Some(message) = matcher.get_error() {
-            return Err(invalid(message));
+            let line = message.lines().next().unwrap_or_default();
+            return Err(GrammarError::Form(line.to_owned()));
         }
         let stop_ids = Arc::clone(&self.tokens.stop_ids);
-        Ok(Box::new(Grammar { matcher, stop_ids, mask: SimpleVob::new() }))
+        Ok(Box::new(Grammar { matcher, stop_ids, mask: SimpleVob::new(), form: Arc::new(form) }))
     }
+}
+
+/// Whether a schema is an object or a Boolean: there are no others.
+fn check_schema(schema: &Value) -> Result<(), GrammarError> {
+    match schema {
+        Value::Object(_) | Value::Bool(_) => Ok(()),
+        _ => Err(GrammarError::Form("expected a JSON schema, an object or a Boolean".to_owned())),
+    }
+}
+
+fn check_tools(calls: &ToolCalls) -> Result<(), GrammarError> {
+    let found = calls.tools.len();
+    if !(1..=MAX_TOOLS).contains(&found) {
+        let message = format!("tools: expected 1 to {MAX_TOOLS}, found {found}");
+        return Err(GrammarError::Form(message));
+    }
+    let mut schemas = calls.tools.iter().filter_map(|tool| tool.parameters.as_ref());
+    schemas.try_for_each(check_schema)
 }
 
 /// The schema, with the wish that nothing stands between the parts of what it describes: a model that is at a loss could
 /// write spaces without end.
-pub(super) fn compact(schema: &Value) -> Value {
+pub(crate) fn compact(schema: &Value) -> Value {
     let mut schema = match schema {
         Value::Object(map) => map.clone(),
         Value::Bool(false) => return Value::Bool(false),
@@ -153,6 +169,7 @@ struct Grammar {
     matcher: Matcher,
     stop_ids: Arc<[u32]>,
     mask: SimpleVob,
+    form: Arc<AnswerForm>,
 }
 
 impl Constraint for Grammar {
@@ -177,7 +194,12 @@ impl Constraint for Grammar {
             matcher: self.matcher.deep_clone(),
             stop_ids: Arc::clone(&self.stop_ids),
             mask: SimpleVob::new(),
+            form: Arc::clone(&self.form),
         })
+    }
+
+    fn form(&self) -> Option<&AnswerForm> {
+        Some(&self.form)
     }
 }
 

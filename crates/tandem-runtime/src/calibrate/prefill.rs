@@ -109,7 +109,7 @@ impl PrefillRates {
     /// Reads what was measured for `now` from its file in `folder`.
     ///
     /// # Errors
-    /// As [`Calibration::load`].
+    /// As [`Calibration::load`](super::Calibration::load).
     pub fn load(folder: &Path, now: &Identity) -> Result<Self, CalibrationError> {
         file::load(folder, now)
     }

@@ -3,25 +3,29 @@
 // A team takes one or two tiles of 16 rows and some tokens at a time, whose activations are the same for all lanes.
 //
 // Compiled for BITS (4 or 8), PLANES (1, or 2 where there is a second plane of what the first leaves out), TOKENS and
-// TILES (how many of each a team takes), PRODUCTS (matrices with the same input, 1 to 3). `blocks` are columns / 32;
-// `scales_from` is where a matrix's scales begin, in bytes; `rows` are those that are computed, which come first in it.
-// `flags` say what becomes of the product.
+// TILES (how many of each a team takes), PRODUCTS (matrices with the same input, 1 to 3), TENSOR (1 for NVIDIA's tensor
+// cores). `blocks` are columns / 32; `scales_from` is where a matrix's scales begin, in bytes; `rows` are those that are
+// computed, which come first in it. `flags` say what becomes of the product.
 
 #define HAS_BIAS 1u // there is a bias to be added
 #define ADD_TO 2u   // the result is added to what is in `out`
 #define SELECT 4u   // uses of experts take the activations of their tokens, rather than their own
 
-#define ROWS (TOKENS * PLANES)
+// What a team is, and what it does with a block, is another thing where there are tensor cores (`ptx.cl`).
+#if !TENSOR
+#define HELD_ROWS ROWS
+#define HELD_ROW(i) (i)
 #define SUMS (TILES * ROWS)
+#define SHARERS MATMUL_TEAMS
+#define SHARER MATMUL_TEAM
+#endif
+
+#ifndef ORDERED
 // Where there is little to do with a block, more of them are asked for ahead.
 #ifdef VECTORS
 #define BLOCKS_AHEAD 1
 #elif SUMS == 1
-#ifdef PTX_DOT
-#define BLOCKS_AHEAD 8
-#else
 #define BLOCKS_AHEAD 4
-#endif
 #elif SUMS == 2
 #define BLOCKS_AHEAD 2
 #else
@@ -64,6 +68,9 @@ inline void add_blocks(global const uchar *weights, uint scales_from, uint tiles
     }
 }
 
+#endif
+
+#if !TENSOR
 // The result of a token: the sum over its planes.
 inline Reals of_token(const Reals *sums, uint token) {
 #if PLANES == 2
@@ -72,6 +79,8 @@ inline Reals of_token(const Reals *sums, uint token) {
     return sums[token];
 #endif
 }
+
+#endif
 
 inline void store(float sum, global const float *bias, uint row, global float *out, ulong at, uint flags) {
     if (flags & HAS_BIAS) {
@@ -96,7 +105,7 @@ inline void store_rows(Reals sum, global const float *bias, uint row, uint rows,
 }
 
 #if MATMUL_TEAMS > 1
-#define PARTIAL local float partial[TEAMS * TOKENS * LANES];
+#define PARTIAL local float partial[SHARERS * TOKENS * LANES];
 #else
 #define PARTIAL local float partial[1];
 #endif
@@ -113,14 +122,18 @@ inline void store_tiles(const Reals *sums, local float *partial, global const fl
     }
 #else
     for (uint n = 0; n < TILES; n++) {
+#if TENSOR
+        put_tile(sums + n * (SUMS / TILES), partial + SHARER * TOKENS * LANES);
+#else
         for (uint t = 0; t < TOKENS; t++) {
             partial[(TEAM * TOKENS + t) * LANES + LANE] = of_token(sums + n * ROWS, t);
         }
+#endif
         barrier(CLK_LOCAL_MEM_FENCE);
         for (uint i = get_local_id(0); i < TOKENS * LANES; i += GROUP) {
             const uint token = first + i / LANES, row = (tile + n) * LANES + i % LANES;
             float sum = 0.0f;
-            for (uint team = 0; team < TEAMS; team++) {
+            for (uint team = 0; team < SHARERS; team++) {
                 sum += partial[team * TOKENS * LANES + i];
             }
             if (token < end && row < rows) {
@@ -173,21 +186,21 @@ MATMUL_KERNEL matvec(MATRICES, const uint blocks, IN(x), const uint tokens, cons
 #endif
     const uint tile = group * TILES;
     for (uint first = get_group_id(1) * TOKENS; first < tokens; first += get_num_groups(1) * TOKENS) {
-        uint x_rows[ROWS];
-        for (uint r = 0; r < ROWS; r++) {
-            x_rows[r] = min(first + r / PLANES, tokens - 1) + r % PLANES * tokens;
+        uint x_rows[HELD_ROWS];
+        for (uint i = 0; i < HELD_ROWS; i++) {
+            const uint r = HELD_ROW(i);
+            x_rows[i] = min(first + r / PLANES, tokens - 1) + r % PLANES * tokens;
         }
         Reals sums[SUMS];
         for (uint s = 0; s < SUMS; s++) {
             sums[s] = (Reals)(0.0f);
         }
-        add_blocks(weights, scales_from, (rows + LANES - 1) / LANES, blocks, tile, MATMUL_TEAM, MATMUL_TEAMS, x, x_rows,
-                   sums);
+        add_blocks(weights, scales_from, (rows + LANES - 1) / LANES, blocks, tile, SHARER, SHARERS, x, x_rows, sums);
         store_tiles(sums, partial, bias, tile, rows, first, tokens, out, flags);
     }
 }
 
-#if PRODUCTS == 1 && MATMUL_TEAMS > 1
+#if PRODUCTS == 1 && MATMUL_TEAMS > 1 && !TENSOR
 // Many tokens: each team has TILES tiles and TOKENS tokens of its own. The teams of a group have four times the tiles
 // and four blocks of tokens, so that what one loads is in the cache for others. Group ids: tiles, blocks of tokens.
 MATMUL_KERNEL matmul(PRODUCT(0), const uint blocks, IN(x), const uint tokens, const uint flags) {
@@ -202,9 +215,10 @@ MATMUL_KERNEL matmul(PRODUCT(0), const uint blocks, IN(x), const uint tokens, co
     if (tile >= tiles || first >= tokens) {
         return;
     }
-    uint x_rows[ROWS];
-    for (uint r = 0; r < ROWS; r++) {
-        x_rows[r] = min(first + r / PLANES, tokens - 1) + r % PLANES * tokens;
+    uint x_rows[HELD_ROWS];
+    for (uint i = 0; i < HELD_ROWS; i++) {
+        const uint r = HELD_ROW(i);
+        x_rows[i] = min(first + r / PLANES, tokens - 1) + r % PLANES * tokens;
     }
     Reals sums[SUMS];
     for (uint s = 0; s < SUMS; s++) {
@@ -256,17 +270,18 @@ MATMUL_KERNEL experts(IN(weights), EXPERT_MATRICES, const uint scales_from, cons
     const uint inputs = (flags & SELECT) ? uses / 2 : uses;
     uint first = max(starts[expert], base) + get_group_id(2) * TOKENS;
     for (; first < end; first += get_num_groups(2) * TOKENS) {
-        uint x_rows[ROWS];
-        for (uint r = 0; r < ROWS; r++) {
+        uint x_rows[HELD_ROWS];
+        for (uint i = 0; i < HELD_ROWS; i++) {
+            const uint r = HELD_ROW(i);
             const uint use = min(first + r / PLANES, end - 1);
-            x_rows[r] = ((flags & SELECT) ? min(use_tokens[use], inputs - 1) : use) + r % PLANES * inputs;
+            x_rows[i] = ((flags & SELECT) ? min(use_tokens[use], inputs - 1) : use) + r % PLANES * inputs;
         }
         Reals sums[SUMS];
         for (uint s = 0; s < SUMS; s++) {
             sums[s] = (Reals)(0.0f);
         }
-        add_blocks(weights + matrices[expert], scales_from, (rows + LANES - 1) / LANES, blocks, tile, MATMUL_TEAM,
-                   MATMUL_TEAMS, x, x_rows, sums);
+        add_blocks(weights + matrices[expert], scales_from, (rows + LANES - 1) / LANES, blocks, tile, SHARER,
+                   SHARERS, x, x_rows, sums);
         store_tiles(sums, partial, (global const float *)x, tile, rows, first - base, end - base, out, flags);
     }
 }

@@ -100,7 +100,7 @@ mod tests {
             let name = file.unwrap().file_name().into_string().unwrap();
             let built = builds.iter().any(|build| build.file == name);
             // What others begin with.
-            let common = ["common.cl", "quantized.cl", "dots.cl", "kv.cl"];
+            let common = ["common.cl", "quantized.cl", "dots.cl", "ptx.cl", "kv.cl"];
             assert!(built || common.contains(&name.as_str()), "{name}");
         }
     }

@@ -202,6 +202,7 @@ mod tests {
             fp16: false,
             integer_dot_product: false,
             ptx_dot_product: false,
+            ptx_tensor_cores: false,
             exact_division: false,
             memory: 1 << 30,
             max_allocation: 1 << 29,

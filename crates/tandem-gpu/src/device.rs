@@ -27,6 +27,8 @@ const COMPUTE_CAPABILITY_MAJOR: u32 = 0x4000;
 const COMPUTE_CAPABILITY_MINOR: u32 = 0x4001;
 /// The compute capability that brought `dp4a` (PTX ISA 5.0).
 const PTX_DOT_CAPABILITY: (u32, u32) = (6, 1);
+/// The one that brought tensor cores' product of 16 x 32 and 32 x 8 8-bit integers (PTX ISA 7.0).
+const PTX_TENSOR_CAPABILITY: (u32, u32) = (8, 0);
 /// `CL_DEVICE_INTEGER_DOT_PRODUCT_INPUT_4x8BIT_PACKED`.
 const DOT_4X8_PACKED: u64 = 1;
 
@@ -97,6 +99,8 @@ pub struct DeviceInfo {
     pub integer_dot_product: bool,
     /// Whether kernels can do so by an instruction of NVIDIA's (`dp4a`), for which OpenCL C has no function there.
     pub ptx_dot_product: bool,
+    /// The same of its tensor cores.
+    pub ptx_tensor_cores: bool,
     /// Whether f32 division and square root can be asked to be exact to rounding.
     pub exact_division: bool,
     /// Bytes of memory.
@@ -157,6 +161,8 @@ impl Device {
                 && q.u64(INTEGER_DOT_PRODUCT) & DOT_4X8_PACKED != 0,
             ptx_dot_product: has("cl_nv_device_attribute_query")
                 && q.compute_capability() >= PTX_DOT_CAPABILITY,
+            ptx_tensor_cores: has("cl_nv_device_attribute_query")
+                && q.compute_capability() >= PTX_TENSOR_CAPABILITY,
             exact_division: q.u64(cl::CL_DEVICE_SINGLE_FP_CONFIG) & exact != 0,
             memory: q.u64(cl::CL_DEVICE_GLOBAL_MEM_SIZE),
             max_allocation: q.u64(cl::CL_DEVICE_MAX_MEM_ALLOC_SIZE),

@@ -72,6 +72,11 @@ impl Path {
         }
     }
 
+    /// Whether there are tensor cores for many tokens (`kernels/ptx.cl`).
+    pub(crate) fn has_tensor_cores(self, device: &DeviceInfo) -> bool {
+        self == Self::Portable && device.ptx_tensor_cores
+    }
+
     /// Whether a launch may have several matrices, where a team has so many sums: with eight, Meteor Lake has no registers
     /// for the choice among them, and there is enough to do for each.
     pub(crate) const fn takes_several(self, sums: usize) -> bool {

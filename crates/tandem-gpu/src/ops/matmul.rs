@@ -13,6 +13,7 @@ pub(crate) const MATMUL: Source = Source {
     file: "matmul_packed.cl",
     text: concat!(
         include_str!("../../kernels/dots.cl"),
+        include_str!("../../kernels/ptx.cl"),
         include_str!("../../kernels/matmul_packed.cl")
     ),
 };
@@ -26,6 +27,9 @@ const SIDE: usize = 4;
 const MATRICES: usize = 3;
 /// The same of experts'.
 const EXPERT_MATRICES: usize = 2;
+
+/// Blocks of rows that are long.
+const LONG_ROW: usize = 64;
 
 /// Flags of the kernels, as in their source.
 pub(super) const HAS_BIAS: usize = 1;
@@ -99,35 +103,65 @@ struct Cut {
     tiles: usize,
     /// Whether the teams of a group share the columns of their tiles.
     columns_are_shared: bool,
+    /// Whether tensor cores multiply.
+    tensor: bool,
 }
 
 impl Cut {
     /// For a product of so many rows and tokens. More than a few tokens are added up in the same order whatever their
     /// number, so that results do not depend on it.
     fn of(gpu: &Gpu, rows: usize, tokens: usize, planes: usize) -> Self {
+        let units = gpu.device().info().compute_units as usize;
+        if tokens > FEW_TOKENS && gpu.path().has_tensor_cores(gpu.device().info()) {
+            return Self::of_tensor_cores(2, planes);
+        }
         let (most_tokens, most_tiles) = gpu.path().team(planes);
         let few = tokens <= FEW_TOKENS;
         // Few are filled up to a power of two: each number would be a program of its own.
         let tokens = if few { tokens.next_power_of_two().min(most_tokens) } else { most_tokens };
-        let units = gpu.device().info().compute_units as usize;
         let enough_tiles = !few || rows >= units * most_tiles * LANES;
         let tiles = if tokens == most_tokens && enough_tiles { most_tiles } else { 1 };
         let items = rows * PROMPT / (most_tokens * most_tiles);
         let columns_are_shared =
             few || gpu.path() == Path::Vector || items < units * gpu.path().items_of_unit();
-        Self { planes, tokens, tiles, columns_are_shared }
+        Self { planes, tokens, tiles, columns_are_shared, tensor: false }
     }
 
-    /// For products of the uses of experts, of which each has so many on average; there may be twice as many.
-    fn of_uses(gpu: &Gpu, average: usize, planes: usize) -> Self {
+    /// For tensor cores, with so many times 8 rows of activations.
+    fn of_tensor_cores(eights: usize, planes: usize) -> Self {
+        Self {
+            planes,
+            tokens: eights * 8 / planes,
+            tiles: 2 * eights,
+            columns_are_shared: true,
+            tensor: true,
+        }
+    }
+
+    /// For products of the uses that so many tokens make of experts, of which each has so many on average; there may be
+    /// twice as many.
+    fn of_uses(
+        gpu: &Gpu,
+        layout: PackedLayout,
+        tokens: usize,
+        average: usize,
+        planes: usize,
+    ) -> Self {
+        let has_tensor_cores = gpu.path().has_tensor_cores(gpu.device().info());
+        if has_tensor_cores && tokens > FEW_TOKENS {
+            return Self::of_tensor_cores(if average * planes <= 8 { 1 } else { 2 }, planes);
+        }
         let (most_tokens, most_tiles) = gpu.path().team(planes);
-        let tokens = (2 * average).next_power_of_two().min(most_tokens);
+        // There, long rows in 4 bits take longer to unpack and multiply than to read, even for a second use that is none.
+        let is_long = layout.kind() == PackedType::Q4_0 && layout.blocks() >= LONG_ROW;
+        let one = has_tensor_cores && is_long && average == 1;
+        let tokens = if one { 1 } else { (2 * average).next_power_of_two().min(most_tokens) };
         let tiles = if tokens == most_tokens { most_tiles } else { 1 };
-        Self { planes, tokens, tiles, columns_are_shared: true }
+        Self { planes, tokens, tiles, columns_are_shared: true, tensor: false }
     }
 
     /// What the kernels are compiled for.
-    fn defines(self, kind: PackedType, products: usize) -> [(&'static str, usize); 5] {
+    fn defines(self, kind: PackedType, products: usize) -> [(&'static str, usize); 6] {
         let Self { planes, tokens, tiles, .. } = self;
         [
             ("BITS", bits(kind)),
@@ -135,6 +169,7 @@ impl Cut {
             ("TOKENS", tokens),
             ("TILES", tiles),
             ("PRODUCTS", products),
+            ("TENSOR", usize::from(self.tensor)),
         ]
     }
 
@@ -406,7 +441,7 @@ fn launch_experts(
     let expected = if input == ExpertInput::OfTokens { tokens } else { count };
     assert_eq!((layout.cols(), expected), (x.cols(), x.tokens()), "activations of experts");
     let average = count.div_ceil(uses.n_experts());
-    let cut = Cut::of_uses(gpu, average, planes);
+    let cut = Cut::of_uses(gpu, layout, tokens, average, planes);
     if products.len() > 1 && !cut.takes_several(gpu) {
         let mut each = products.chunks(1);
         return each.try_for_each(|product| launch_experts(scope, product, uses, x, input));

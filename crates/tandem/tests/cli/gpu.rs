@@ -94,11 +94,11 @@ fn without_a_gpu_the_cpu_computes_and_says_so() {
 fn a_small_cache_keeps_nothing_from_the_gpu() {
     let Some(device) = device() else { return };
     let config = scratch("gpu-config");
-    let run_q8_0 = |command: &mut Command| run(command.args(RUN).args(["--kv-type", "q8_0"]));
-    let (expected, _) = run_q8_0(&mut with(config.path()));
-    let mut command = with(config.path());
-    command.args(["--device", device, "--placement", "igpu", "--explain"]);
-    let (text, notes) = run_q8_0(&mut command);
+    let run_q8_0 = |more: &[&str]| {
+        run(with(config.path()).args(RUN).args(["--kv-type", "q8_0"]).args(more))
+    };
+    let (expected, _) = run_q8_0(&[]);
+    let (text, notes) = run_q8_0(&["--device", device, "--placement", "igpu", "--explain"]);
     assert_eq!(text, expected);
     assert!(notes.contains("placed by --placement igpu"), "{notes}");
     assert!(!notes.contains(" stays on the CPU"), "{notes}");

@@ -94,9 +94,8 @@ fn without_a_gpu_the_cpu_computes_and_says_so() {
 fn a_small_cache_keeps_nothing_from_the_gpu() {
     let Some(device) = device() else { return };
     let config = scratch("gpu-config");
-    let run_q8_0 = |more: &[&str]| {
-        run(with(config.path()).args(RUN).args(["--kv-type", "q8_0"]).args(more))
-    };
+    let run_q8_0 =
+        |more: &[&str]| run(with(config.path()).args(RUN).args(["--kv-type", "q8_0"]).args(more));
     let (expected, _) = run_q8_0(&[]);
     let (text, notes) = run_q8_0(&["--device", device, "--placement", "igpu", "--explain"]);
     assert_eq!(text, expected);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 const HORIZON: u64 = 2_000_000_000;
 
 /// Gaps up to this length count as busy: a microsecond, which the bookkeeping between two operations takes.
-const GAP: u64 = 1_000;
+pub(super) const GAP: u64 = 1_000;
 
 /// The length of a union of stretches of time, with its smallest gaps.
 ///
@@ -14,6 +14,8 @@ const GAP: u64 = 1_000;
 /// only the rest counts. Memory is bounded by what happens within the horizon.
 #[derive(Debug, Default)]
 pub(super) struct BusyTime {
+    /// Gaps up to this length count as busy.
+    gap: u64,
     forgotten: u64,
     /// Where the last forgotten stretch ended.
     forgotten_until: u64,
@@ -22,21 +24,28 @@ pub(super) struct BusyTime {
 }
 
 impl BusyTime {
-    /// Adds a stretch of time, in nanoseconds since some fixed moment.
-    pub(super) fn add(&mut self, start: u64, end: u64) {
+    /// Nothing yet. Gaps of at most so many nanoseconds will count as busy.
+    pub(super) fn with_gap(gap: u64) -> Self {
+        Self { gap, ..Self::default() }
+    }
+
+    /// Adds a stretch of time, in nanoseconds since some fixed moment, and answers what it became a part of: the stretch
+    /// with all that it comes near. None where it was empty or has been forgotten.
+    pub(super) fn add(&mut self, start: u64, end: u64) -> Option<(u64, u64)> {
         let (mut start, mut end) = (start.max(self.forgotten_until), end);
         if start >= end {
-            return;
+            return None;
         }
         // All that the stretch comes near becomes one with it. The last of them is the one that begins last.
-        while let Some((&s, &e)) = self.stretches.range(..=end + GAP).next_back()
-            && e + GAP >= start
+        while let Some((&s, &e)) = self.stretches.range(..=end + self.gap).next_back()
+            && e + self.gap >= start
         {
             self.stretches.remove(&s);
             (start, end) = (start.min(s), end.max(e));
         }
         self.stretches.insert(start, end);
         self.forget();
+        Some((start, end))
     }
 
     /// Nanoseconds in which there was at least one stretch, or a gap between two.
@@ -69,7 +78,7 @@ mod tests {
         ) {
             // Whatever is not busy is too long for a gap.
             let unit = GAP + 1;
-            let mut busy = BusyTime::default();
+            let mut busy = BusyTime::with_gap(GAP);
             let mut moments = [false; 340];
             for (start, length) in stretches {
                 busy.add(start as u64 * unit, (start + length) as u64 * unit);
@@ -82,7 +91,7 @@ mod tests {
 
     #[test]
     fn gaps_of_a_microsecond_are_busy() {
-        let mut busy = BusyTime::default();
+        let mut busy = BusyTime::with_gap(GAP);
         for (start, end) in [(0, 5000), (6000, 7000), (8001, 9000)] {
             busy.add(start, end);
         }
@@ -91,7 +100,7 @@ mod tests {
 
     #[test]
     fn remembers_no_more_than_the_horizon() {
-        let mut busy = BusyTime::default();
+        let mut busy = BusyTime::with_gap(GAP);
         for second in 0..100 {
             busy.add(second * 1_000_000_000, second * 1_000_000_000 + 10);
         }

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::busy::BusyTime;
+use super::busy::{BusyTime, GAP};
 use super::durations::Durations;
 use super::event::{Activity, Event, Gauge, Level, Record};
 use crate::device::Device;
 use crate::profile::Operation;
 
 /// Sums over all records that were read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Totals {
     /// By place in [`Operation::ALL`], and device.
     operations: BTreeMap<(usize, Device), OperationTotal>,
@@ -17,7 +17,7 @@ pub(super) struct Totals {
     layers: BTreeMap<u16, [u64; Device::ALL.len()]>,
     /// In the order of [`Device::ALL`].
     busy: [BusyTime; Device::ALL.len()],
-    /// Of either device.
+    /// Of either device: the union of `busy`, without gaps of its own. So the time of both is the sum less this.
     busy_any: BusyTime,
     queue: QueueTotal,
 }
@@ -37,6 +37,18 @@ struct QueueTotal {
     last: Option<(u64, f64)>,
     /// Depth times nanoseconds.
     area: f64,
+}
+
+impl Default for Totals {
+    fn default() -> Self {
+        Self {
+            operations: BTreeMap::new(),
+            layers: BTreeMap::new(),
+            busy: Device::ALL.map(|_| BusyTime::with_gap(GAP)),
+            busy_any: BusyTime::with_gap(0),
+            queue: QueueTotal::default(),
+        }
+    }
 }
 
 impl Totals {
@@ -90,8 +102,9 @@ impl Totals {
         if let Some(layer) = event.task.layer {
             self.layers.entry(layer).or_default()[device as usize] += event.duration;
         }
-        self.busy[device as usize].add(event.start, event.end());
-        self.busy_any.add(event.start, event.end());
+        if let Some((start, end)) = self.busy[device as usize].add(event.start, event.end()) {
+            self.busy_any.add(start, end);
+        }
     }
 }
 
@@ -99,5 +112,40 @@ impl QueueTotal {
     fn area_until(&self, at: u64) -> f64 {
         let since = self.last.map_or(0.0, |(last, depth)| at.saturating_sub(last) as f64 * depth);
         self.area + since
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::Task;
+
+    /// Operations of both devices, as (device, start, end) in nanoseconds.
+    fn totals(of: &[(Device, u64, u64)]) -> Totals {
+        let mut totals = Totals::default();
+        for &(device, start, end) in of {
+            let task = Task::new(Operation::AttentionQkvProj, None, device);
+            let (activity, duration) = (Activity::Compute, end - start);
+            let event = Event { activity, task, start, duration, bytes: 0, failure: None };
+            totals.add(&Record::Event(event));
+        }
+        totals
+    }
+
+    #[test]
+    fn a_gap_between_devices_is_neither_s() {
+        use Device::{Cpu, Igpu};
+        // The gap of 500 ns between the CPU's operations is the CPU's; that before the iGPU's is nobody's.
+        let taking_turns = [(Cpu, 0, 2000), (Cpu, 2500, 3000), (Igpu, 3400, 9000)];
+        let totals = totals(&taking_turns);
+        assert_eq!((totals.busy(Cpu), totals.busy(Igpu)), (3000, 5600));
+        assert_eq!(totals.busy_any(), 8600);
+    }
+
+    #[test]
+    fn a_gap_that_the_other_device_fills_is_both_s() {
+        use Device::{Cpu, Igpu};
+        let totals = totals(&[(Cpu, 0, 2000), (Igpu, 1900, 2600), (Cpu, 2500, 3000)]);
+        assert_eq!(totals.busy(Cpu) + totals.busy(Igpu) - totals.busy_any(), 700);
     }
 }

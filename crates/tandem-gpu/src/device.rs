@@ -139,6 +139,8 @@ impl Device {
             Vec::new()
         };
         let opencl_c = version(&q.text(cl::CL_DEVICE_OPENCL_C_VERSION)).max(q.newest_c());
+        let compute_capability =
+            has("cl_nv_device_attribute_query").then(|| q.compute_capability());
         let exact = cl::CL_FP_CORRECTLY_ROUNDED_DIVIDE_SQRT;
         let info = DeviceInfo {
             platform: platform_name.to_owned(),
@@ -159,10 +161,8 @@ impl Device {
             fp16: has("cl_khr_fp16"),
             integer_dot_product: opencl_c >= (3, 0)
                 && q.u64(INTEGER_DOT_PRODUCT) & DOT_4X8_PACKED != 0,
-            ptx_dot_product: has("cl_nv_device_attribute_query")
-                && q.compute_capability() >= PTX_DOT_CAPABILITY,
-            ptx_tensor_cores: has("cl_nv_device_attribute_query")
-                && q.compute_capability() >= PTX_TENSOR_CAPABILITY,
+            ptx_dot_product: compute_capability >= Some(PTX_DOT_CAPABILITY),
+            ptx_tensor_cores: compute_capability >= Some(PTX_TENSOR_CAPABILITY),
             exact_division: q.u64(cl::CL_DEVICE_SINGLE_FP_CONFIG) & exact != 0,
             memory: q.u64(cl::CL_DEVICE_GLOBAL_MEM_SIZE),
             max_allocation: q.u64(cl::CL_DEVICE_MAX_MEM_ALLOC_SIZE),

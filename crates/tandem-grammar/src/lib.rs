@@ -83,11 +83,17 @@ impl Grammars {
     }
 }
 
-/// Whether a schema is an object or a Boolean: there are no others.
+/// Whether some JSON can be a schema: an object or a Boolean is, nothing else.
+pub fn is_schema(value: &Value) -> bool {
+    matches!(value, Value::Object(_) | Value::Bool(_))
+}
+
 fn check_schema(schema: &Value) -> Result<(), GrammarError> {
-    match schema {
-        Value::Object(_) | Value::Bool(_) => Ok(()),
-        _ => Err(GrammarError::Form("expected a JSON schema, an object or a Boolean".to_owned())),
+    match is_schema(schema) {
+        true => Ok(()),
+        false => {
+            Err(GrammarError::Form("expected a JSON schema, an object or a Boolean".to_owned()))
+        }
     }
 }
 
@@ -103,7 +109,7 @@ fn check_tools(calls: &ToolCalls) -> Result<(), GrammarError> {
 
 /// The schema, with the wish that nothing stands between the parts of what it describes: a model that is at a loss could
 /// write spaces without end.
-pub(crate) fn compact(schema: &Value) -> Value {
+fn compact(schema: &Value) -> Value {
     let mut schema = match schema {
         Value::Object(map) => map.clone(),
         Value::Bool(false) => return Value::Bool(false),

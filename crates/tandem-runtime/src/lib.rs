@@ -39,7 +39,8 @@ pub use instrumentation::{Instrumentation, InstrumentationParams};
 pub use model::Model;
 pub use profile::{Cost, Operation, Profile};
 pub use sampling::{
-    AnswerForm, Constraint, Sampler, SamplingParams, TokenLogprobs, Tool, ToolCalls,
+    AnswerForm, Constraint, MAX_TOP_LOGPROBS, Sampler, SamplingParams, TokenLogprobs, Tool,
+    ToolCalls,
 };
 pub use stop::{Filtered, StopFilter};
 pub use text::{

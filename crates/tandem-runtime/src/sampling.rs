@@ -25,7 +25,7 @@ use crate::error::RuntimeError;
 pub use constraint::Constraint;
 pub(crate) use constraint::allows;
 pub use form::{AnswerForm, Tool, ToolCalls};
-pub use logprobs::TokenLogprobs;
+pub use logprobs::{MAX_TOP_LOGPROBS, TokenLogprobs};
 pub use params::SamplingParams;
 
 /// Chooses tokens for one text.
@@ -61,10 +61,10 @@ impl Sampler {
         }
     }
 
-    /// The answer begins with tokens that another has chosen.
-    pub(crate) fn resume(&mut self, written: &[u32]) {
+    /// The answer goes on with tokens that were chosen, here or by another.
+    pub(crate) fn count(&mut self, chosen: &[u32]) {
         if self.penalizes_chosen() {
-            written.iter().for_each(|&id| *self.chosen.entry(id).or_default() += 1);
+            chosen.iter().for_each(|&id| *self.chosen.entry(id).or_default() += 1);
         }
     }
 
@@ -114,9 +114,7 @@ impl Sampler {
             let probabilities = self.probabilities();
             self.draw(&probabilities)
         };
-        if self.penalizes_chosen() {
-            *self.chosen.entry(id).or_default() += 1;
-        }
+        self.count(&[id]);
         Ok(id)
     }
 

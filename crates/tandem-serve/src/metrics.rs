@@ -14,7 +14,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-use tandem_runtime::{FinishReason, Generated};
+use tandem_runtime::Generated;
 
 use crate::app::{App, Shared};
 use crate::error::{ApiError, ErrorBody};
@@ -195,12 +195,7 @@ impl TextMetrics {
         self.metrics.prompt_tokens.inc_by(generated.prompt_tokens as u64);
         self.metrics.cached_tokens.inc_by(generated.cached_tokens as u64);
         self.metrics.whole.observe(self.begun.elapsed().as_secs_f64());
-        self.end(match generated.finish {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-            FinishReason::ContextFull => "context_full",
-            FinishReason::Cancelled => "cancelled",
-        });
+        self.end(generated.finish.name());
     }
 
     /// It has ended in another way.

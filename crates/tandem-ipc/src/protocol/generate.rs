@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use tandem_grammar::{GrammarError, Grammars};
 use tandem_model::chat::{ChatTemplate, Message};
 use tandem_model::tokenizer::Tokenizer;
-use tandem_runtime::{AnswerForm, Constraint, Request};
+use tandem_runtime::{AnswerForm, Constraint, MAX_TOP_LOGPROBS, Request};
 
-use super::{Fault, MAX_TOP_LOGPROBS, SamplingFields};
+use super::{Fault, SamplingFields};
 
 /// The most stop strings, and the most stop ids.
 const MAX_STOPS: usize = 64;

@@ -3,9 +3,6 @@
 use serde::{Deserialize, Serialize};
 use tandem_runtime::TokenLogprobs;
 
-/// The most alternatives that are told with a token.
-pub const MAX_TOP_LOGPROBS: usize = 20;
-
 /// A token's log probability.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
 pub struct IdLogprob {

@@ -13,7 +13,7 @@ mod tensor;
 
 pub use answer::{Answer, Code, Fault};
 pub use generate::{Generate, StopStrings, TextSide};
-pub use logprobs::{IdLogprob, MAX_TOP_LOGPROBS, TokenLogprob};
+pub use logprobs::{IdLogprob, TokenLogprob};
 pub use packet::{DeviceTarget, PacketResult, TensorSource, WorkPacket};
 pub use result::GenerateResult;
 pub use sampling::SamplingFields;

@@ -184,8 +184,17 @@ impl Engine {
     /// Where the prompt is empty, too long or not of this vocabulary, a parameter is out of range, as many texts wait
     /// as may, or the engine has stopped.
     pub fn submit(&self, prompt: Vec<u32>, request: Request) -> Result<Handle> {
+        self.resume(prompt, 0, request)
+    }
+
+    /// As [`Self::submit`], for a text that another has begun: so many tokens at the prompt's end are the answer's beginning.
+    /// What is told of comes after them.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn resume(&self, prompt: Vec<u32>, written: usize, request: Request) -> Result<Handle> {
         let (handle, job) = handle::channel(prompt, request);
-        self.push(job)?;
+        self.push(Job { written, ..job })?;
         Ok(handle)
     }
 
@@ -200,13 +209,10 @@ impl Engine {
         request: Request,
         listener: impl FnMut(Event) + Send + 'static,
     ) -> Result<Cancel> {
-        let (cancel, job) = handle::told(prompt, request, listener);
-        self.push(job)?;
-        Ok(cancel)
+        self.resume_to(prompt, 0, request, listener)
     }
 
-    /// As [`Self::submit_to`], for a text that another has begun: so many tokens at the prompt's end are the answer's
-    /// beginning. What the listener hears comes after them.
+    /// As [`Self::submit_to`], for a text that another has begun: see [`Self::resume`].
     ///
     /// # Errors
     /// As [`Self::submit`].

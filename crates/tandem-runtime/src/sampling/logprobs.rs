@@ -1,5 +1,8 @@
 //! How likely the model found a token.
 
+/// The most alternatives that are told with a token, whoever asks.
+pub const MAX_TOP_LOGPROBS: usize = 20;
+
 /// A chosen token's log probability, and the most likely ones'.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {

@@ -12,8 +12,8 @@ use super::totals::Totals;
 use crate::bandwidth::{BandwidthStats, TokenMetrics};
 use crate::device::Device;
 
-/// A session in figures, as JSON shows it. `docs/telemetry.md` defines each. A part ([`Metric`]) that was
-/// not asked for is left out.
+/// A session in figures, as JSON shows it. `docs/telemetry.md` defines each. A part ([`Metric`]) that was not asked for
+/// is left out.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
     /// When the session began, in UTC.

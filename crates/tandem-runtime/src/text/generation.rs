@@ -90,7 +90,7 @@ impl<'a> Generation<'a> {
         let (before, written) = prompt.split_at(prompt.len().saturating_sub(written));
         let mut output = Output::new(tokenizer, before, request, listener);
         let ended = output.skip(written);
-        sampler.resume(written);
+        sampler.count(written);
         let constraint = constraint_after(request, written)?;
         Ok(Self {
             tokenizer,
@@ -340,9 +340,9 @@ impl<'a> Generation<'a> {
 fn constraint_after(request: &Request, written: &[u32]) -> Result<Option<Box<dyn Constraint>>> {
     let mut constraint = request.constraint.clone();
     if let Some(constraint) = &mut constraint {
-        let mut accepted = written.iter().map(|&id| constraint.accept(id));
-        accepted.find_map(Result::err).map_or(Ok(()), |message| {
-            Err(RuntimeError::Constraint { message: format!("written_ids: {message}") })
+        let accepted = written.iter().try_for_each(|&id| constraint.accept(id));
+        accepted.map_err(|message| RuntimeError::Constraint {
+            message: format!("written_ids: {message}"),
         })?;
     }
     Ok(constraint)

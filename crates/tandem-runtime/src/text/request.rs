@@ -66,6 +66,12 @@ impl FinishReason {
             Self::Cancelled => "cancelled",
         }
     }
+
+    /// The one of that [name](Self::name).
+    pub fn from_name(name: &str) -> Option<Self> {
+        let all = [Self::Stop, Self::Length, Self::ContextFull, Self::Cancelled];
+        all.into_iter().find(|reason| reason.name() == name)
+    }
 }
 
 /// A generated text and how long it took.

@@ -16,7 +16,7 @@ const MAX_STOPS: usize = 16;
 /// Bytes of one.
 const MAX_STOP_BYTES: usize = 1000;
 /// Tokens whose log probabilities are told with each chosen one.
-pub(crate) const MAX_TOP_LOGPROBS: u32 = 20;
+pub(crate) const MAX_TOP_LOGPROBS: u32 = tandem_runtime::MAX_TOP_LOGPROBS as u32;
 
 /// A string, or some.
 #[derive(Clone, Deserialize, ToSchema)]
@@ -213,10 +213,10 @@ fn new_seed() -> u64 {
     uuid::Uuid::new_v4().as_u64_pair().0
 }
 
-/// Whether a schema is an object or a Boolean: there are no others.
+/// Names the field whose value cannot be a schema.
 pub(crate) fn check_schema(param: &str, schema: &Value) -> Result<(), ApiError> {
-    match schema {
-        Value::Object(_) | Value::Bool(_) => Ok(()),
-        _ => Err(ApiError::invalid(param, format!("{param}: expected a JSON schema"))),
+    match tandem_grammar::is_schema(schema) {
+        true => Ok(()),
+        false => Err(ApiError::invalid(param, format!("{param}: expected a JSON schema"))),
     }
 }

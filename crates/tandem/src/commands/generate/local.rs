@@ -1,7 +1,6 @@
 //! A text that is written in this process.
 
 use std::ops::ControlFlow;
-use std::sync::mpsc::channel;
 
 use tandem_ipc::protocol::TextSide;
 use tandem_model::Checkpoint;
@@ -43,17 +42,13 @@ impl Local<'_> {
         let engine = Engine::start(executor, side.tokenizer.clone(), options)?;
         let (mut context, written) = writing.prompt_and_written();
         context.extend(&written);
-        let (sender, events) = channel();
-        let cancel = engine.resume_to(context, written.len(), writing.rest(), move |event| {
-            // Nobody listens any more once the text has been given up.
-            let _ = sender.send(event);
-        })?;
+        let handle = engine.resume(context, written.len(), writing.rest())?;
         writing.written_by("this process");
         loop {
-            match events.recv().ok() {
+            match handle.next_event() {
                 Some(Event::Tokens { ids, .. }) => {
                     if let ControlFlow::Break(()) = writing.take(&ids)? {
-                        cancel.cancel();
+                        handle.cancel();
                     }
                 }
                 Some(Event::Finished(generated)) => {

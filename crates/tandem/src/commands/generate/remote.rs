@@ -131,7 +131,8 @@ impl<'a> Remote<'a> {
         }
         match result {
             Ok(result) => {
-                writing.finish(finish_reason(&result.finish_reason));
+                let reason = FinishReason::from_name(&result.finish_reason);
+                writing.finish(reason.unwrap_or(FinishReason::Stop));
                 Ok(None)
             }
             // Nothing more is wanted, so nothing is lost.
@@ -147,11 +148,4 @@ impl<'a> Remote<'a> {
             Err(error) => Err(error.into()),
         }
     }
-}
-
-fn finish_reason(name: &str) -> FinishReason {
-    [FinishReason::Stop, FinishReason::Length, FinishReason::ContextFull, FinishReason::Cancelled]
-        .into_iter()
-        .find(|reason| reason.name() == name)
-        .unwrap_or(FinishReason::Stop)
 }

@@ -84,12 +84,7 @@ fn generated(result: GenerateResult) -> Generated {
         ids: result.ids,
         logprobs: of_runtime(result.logprobs),
         text: result.text,
-        finish: match &*result.finish_reason {
-            "stop" => FinishReason::Stop,
-            "context_full" => FinishReason::ContextFull,
-            "cancelled" => FinishReason::Cancelled,
-            _ => FinishReason::Length,
-        },
+        finish: FinishReason::from_name(&result.finish_reason).unwrap_or(FinishReason::Length),
         prompt_tokens: result.prompt_tokens,
         cached_tokens: result.cached_tokens,
         computed_tokens: result.computed_tokens,

@@ -1,7 +1,7 @@
 //! What telemetry costs real passes: `cargo run --release -p tandem-runtime --example telemetry_overhead -- MODEL [ROUNDS
 //! [THREADS]]`.
 //!
-//! Decodes the same 16 tokens again and again on the CPU, in turns: unwatched; watched, with a summary; and with a CSV file
+//! Decodes the same 64 tokens again and again on the CPU, in turns: unwatched; watched, with a summary; and with a CSV file
 //! and a trace as well. Turns go in one direction and then in the other, and each is compared with the unwatched one of
 //! its round. Prints medians.
 #![allow(clippy::print_stdout)]
@@ -18,7 +18,7 @@ use tandem_runtime::telemetry::TelemetryParams;
 use tandem_runtime::{Executor, Instrumentation, InstrumentationParams, Instruments, Model};
 use tempfile::TempDir;
 
-const TOKENS: usize = 16;
+const TOKENS: usize = 64;
 const KINDS: [&str; 3] = ["off", "summary, monitor, token", "and CSV and trace"];
 
 fn main() -> Result<()> {

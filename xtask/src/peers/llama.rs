@@ -9,7 +9,7 @@ use tandem_model::catalogue::Component;
 use tandem_model::{Checkpoint, PhimoeConfig};
 
 use super::{Contest, PeersArgs, Places, WeightType, checkpoint, script, tests};
-use crate::shell::run;
+use crate::shell::{root, run};
 
 /// Of what one token needs, how far the two models may be apart.
 const TOLERANCE: f64 = 0.01;
@@ -64,7 +64,8 @@ fn make_lookalike(python: &Path, folder: &Path) -> anyhow::Result<()> {
         .any(|weight_type| !folder.join(format!("{}.gguf", weight_type.name())).exists());
     if missing {
         eprintln!("making the model for llama.cpp: takes minutes");
-        run(Command::new(python).arg(script("make_lookalike.py")).arg(folder))?;
+        let tokenizer = root().join("testdata/phi-tiny-moe/tokenizer.json");
+        run(Command::new(python).arg(script("make_lookalike.py")).arg(folder).arg(tokenizer))?;
     }
     Ok(())
 }

@@ -42,7 +42,7 @@ impl Collector {
             let Some(record) = self.shared.pop() else { return };
             self.totals.add(&record);
             if self.failure.is_none() {
-                self.failure = self.files.write(&self.shared, &record).err();
+                self.failure = self.files.write(&record).err();
             }
             self.keep(record);
         }
@@ -83,11 +83,11 @@ impl Collector {
 }
 
 impl Files {
-    fn write(&mut self, shared: &Shared, record: &Record) -> Result<(), FormatError> {
+    fn write(&mut self, record: &Record) -> Result<(), FormatError> {
         if let (Some(csv), Record::Event(event)) = (&mut self.csv, record)
             && event.activity == Activity::Compute
         {
-            csv.write(shared.started(), event)?;
+            csv.write(event)?;
         }
         self.trace.as_mut().map_or(Ok(()), |trace| trace.write(record))
     }

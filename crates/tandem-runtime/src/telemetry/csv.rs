@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
-use csv::{Writer, WriterBuilder};
-use jiff::{SignedDuration, Timestamp};
+use csv::WriterBuilder;
+use jiff::Timestamp;
 use tandem_formats::{AtomicFile, FormatError};
 
-use super::decimal::{push_fraction, push_padded, push_whole};
 use super::event::Event;
+use super::text::{push_fraction, push_padded, push_whole, spill};
+
+/// Nanoseconds.
+const SECOND: u64 = 1_000_000_000;
 
 /// Names of the columns, which clients know. There is a header without rows, too.
 const HEADER: &[u8] = b"timestamp,device,worker_instance,duration_ms,packet_id,layer_idx,operation,success,memory_used_mb,\
@@ -15,85 +18,84 @@ const HEADER: &[u8] = b"timestamp,device,worker_instance,duration_ms,packet_id,l
 
 /// The file. It appears when it is complete.
 pub(super) struct CsvFile {
-    rows: Writer<AtomicFile>,
-    /// The newest field that is made.
-    field: Vec<u8>,
-    /// The newest second, and its text up to the fraction.
-    second: Option<(i64, String)>,
+    file: AtomicFile,
+    /// Rows that the file does not have yet.
+    rows: Vec<u8>,
+    clock: Clock,
 }
 
 impl CsvFile {
-    pub(super) fn create(path: &Path) -> Result<Self, FormatError> {
-        let mut file = AtomicFile::create(path)?;
-        file.append(HEADER)?;
-        let rows = WriterBuilder::new().has_headers(false).from_writer(file);
-        Ok(Self { rows, field: Vec::new(), second: None })
+    /// `started` is when the recorder was made.
+    pub(super) fn create(path: &Path, started: Timestamp) -> Result<Self, FormatError> {
+        let (file, rows) = (AtomicFile::create(path)?, HEADER.to_vec());
+        Ok(Self { file, rows, clock: Clock { started, second: None } })
     }
 
-    /// Writes an operation that has run, in the order of the columns, which `docs/telemetry.md` defines; `started` is when
-    /// the recorder was made.
-    pub(super) fn write(&mut self, started: Timestamp, event: &Event) -> Result<(), FormatError> {
-        let written = self.fields(started, event);
-        written.map_err(|error| cannot_write(self.rows.get_ref().final_path(), error.into()))
-    }
-
-    fn fields(&mut self, started: Timestamp, event: &Event) -> csv::Result<()> {
-        let task = event.task;
-        self.timestamp(at(started, event.start))?;
-        self.rows.write_field(task.device.name())?;
-        self.made(|field| push_whole(field, task.worker.into()))?;
+    /// Writes an operation that has run, in the order of the columns, which `docs/telemetry.md` defines.
+    pub(super) fn write(&mut self, event: &Event) -> Result<(), FormatError> {
+        // What is written here has nothing that would have to be quoted, but for the message.
+        let (row, task) = (&mut self.rows, event.task);
+        self.clock.push(row, event.start);
+        push_field(row, |row| row.extend_from_slice(task.device.name().as_bytes()));
+        push_field(row, |row| push_whole(row, task.worker.into()));
         // Milliseconds, of nanoseconds.
-        self.made(|field| push_fraction(field, event.duration, 6))?;
-        self.made(|field| push_whole(field, task.packet))?;
-        self.made(|field| {
-            if let Some(layer) = task.layer {
-                push_whole(field, layer.into());
-            }
-        })?;
-        self.rows.write_field(task.operation.name())?;
-        self.rows.write_field(if event.failure.is_none() { "true" } else { "false" })?;
+        push_field(row, |row| push_fraction::<6>(row, event.duration));
+        push_field(row, |row| push_whole(row, task.packet));
+        push_field(row, |row| {
+            task.layer.into_iter().for_each(|layer| push_whole(row, layer.into()))
+        });
+        push_field(row, |row| row.extend_from_slice(task.operation.name().as_bytes()));
+        let success: &[u8] = if event.failure.is_none() { b"true" } else { b"false" };
+        push_field(row, |row| row.extend_from_slice(success));
         // MB, of bytes.
-        self.made(|field| push_fraction(field, event.bytes, 6))?;
-        self.rows.write_field(event.failure.as_deref().unwrap_or_default())?;
-        self.rows.write_record(None::<&[u8]>)
+        push_field(row, |row| push_fraction::<6>(row, event.bytes));
+        push_field(row, |row| event.failure.iter().for_each(|message| push_quoted(row, message)));
+        row.push(b'\n');
+        spill(&mut self.rows, &mut self.file)
     }
 
-    fn timestamp(&mut self, at: Timestamp) -> csv::Result<()> {
-        let second = at.as_second();
+    pub(super) fn finish(mut self) -> Result<(), FormatError> {
+        self.file.append(&self.rows)?;
+        self.file.commit()
+    }
+}
+
+/// Tells the time of what happened so many nanoseconds after the beginning.
+struct Clock {
+    started: Timestamp,
+    /// The newest second since 1970, and its text up to the fraction.
+    second: Option<(u64, String)>,
+}
+
+impl Clock {
+    fn push(&mut self, row: &mut Vec<u8>, nanoseconds: u64) {
+        // As long as the year has four digits, both fit.
+        let started = u64::try_from(self.started.as_nanosecond()).unwrap_or(0);
+        let at = started.saturating_add(nanoseconds);
+        let second = at / SECOND;
         let prefix = match &self.second {
             Some((newest, prefix)) if *newest == second => prefix,
             _ => {
-                let text = Timestamp::from_second(second).unwrap_or(at).to_string();
-                &self.second.insert((second, text.trim_end_matches('Z').to_owned())).1
+                let text = Timestamp::from_second(second.cast_signed()).unwrap_or(self.started);
+                let text = text.to_string().trim_end_matches('Z').to_owned();
+                &self.second.insert((second, text)).1
             }
         };
-        self.field.clear();
-        self.field.extend_from_slice(prefix.as_bytes());
-        self.field.push(b'.');
-        push_padded(&mut self.field, at.subsec_nanosecond().unsigned_abs().into(), 9);
-        self.field.push(b'Z');
-        self.rows.write_field(&self.field)
-    }
-
-    fn made(&mut self, make: impl FnOnce(&mut Vec<u8>)) -> csv::Result<()> {
-        self.field.clear();
-        make(&mut self.field);
-        self.rows.write_field(&self.field)
-    }
-
-    pub(super) fn finish(self) -> Result<(), FormatError> {
-        let path = self.rows.get_ref().final_path().to_owned();
-        let file = self.rows.into_inner();
-        file.map_err(|error| cannot_write(&path, error.into_error()))?.commit()
+        row.extend_from_slice(prefix.as_bytes());
+        row.push(b'.');
+        push_padded::<9>(row, at % SECOND);
+        row.push(b'Z');
     }
 }
 
-/// The time so many nanoseconds later.
-fn at(started: Timestamp, nanoseconds: u64) -> Timestamp {
-    let later = i64::try_from(nanoseconds).map(SignedDuration::from_nanos);
-    later.ok().and_then(|later| started.checked_add(later).ok()).unwrap_or(Timestamp::MAX)
+fn push_field(row: &mut Vec<u8>, push: impl FnOnce(&mut Vec<u8>)) {
+    row.push(b',');
+    push(row);
 }
 
-fn cannot_write(path: &Path, source: std::io::Error) -> FormatError {
-    FormatError::io(path, "cannot write", source)
+/// Text of somebody else's, in quotes where it needs them.
+fn push_quoted(row: &mut Vec<u8>, text: &str) {
+    let mut field = WriterBuilder::new().from_writer(row);
+    let written = field.write_field(text).and_then(|()| Ok(field.flush()?));
+    written.expect("memory takes whatever is written to it");
 }

@@ -95,14 +95,12 @@ impl Telemetry {
     /// When a file cannot be created, or the system refuses a thread.
     pub fn start(params: &TelemetryParams) -> Result<Self, TelemetryError> {
         let TelemetryParams { json, csv, trace, trace_events, .. } = params;
-        let trace = trace.as_deref().map(|path| TraceFile::create(path, *trace_events));
-        let files = Files {
-            csv: csv.as_deref().map(CsvFile::create).transpose()?,
-            trace: trace.transpose()?,
-        };
-        let json = json.as_deref().map(AtomicFile::create).transpose()?;
         let shared =
             Arc::new(Shared::new(params.ring, params.layers, params.experts, params.marks));
+        let trace = trace.as_deref().map(|path| TraceFile::create(path, *trace_events));
+        let csv = csv.as_deref().map(|path| CsvFile::create(path, shared.started()));
+        let files = Files { csv: csv.transpose()?, trace: trace.transpose()? };
+        let json = json.as_deref().map(AtomicFile::create).transpose()?;
         let collector =
             Arc::new(Mutex::new(Collector::new(Arc::clone(&shared), files, params.recent)));
         let collecting = Arc::clone(&collector);

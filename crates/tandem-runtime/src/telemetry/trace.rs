@@ -9,8 +9,8 @@ use std::path::Path;
 use serde::Serialize;
 use tandem_formats::{AtomicFile, FormatError};
 
-use super::decimal::{push_fraction, push_whole};
 use super::event::{Activity, Event, Level, Record};
+use super::text::{push_fraction, push_whole, spill};
 use crate::device::Device;
 
 /// The one process of a trace.
@@ -48,9 +48,6 @@ struct CounterArgs {
     value: f64,
 }
 
-/// Text is handed to the file when there is this much of it: many small writes to memory cost less than to a file.
-const CHUNK: usize = 1 << 16;
-
 /// The file. It appears when it is complete.
 pub(super) struct TraceFile {
     file: AtomicFile,
@@ -74,11 +71,7 @@ impl TraceFile {
         }
         self.room -= 1;
         self.trace.write(record);
-        if self.trace.text.len() >= CHUNK {
-            self.file.append(&self.trace.text)?;
-            self.trace.text.clear();
-        }
-        Ok(())
+        spill(&mut self.trace.text, &mut self.file)
     }
 
     /// Slices and values for which there was no room.
@@ -147,9 +140,9 @@ impl Trace {
         text.extend_from_slice(b",\"tid\":");
         push_whole(text, tid as u64);
         text.extend_from_slice(b",\"ts\":");
-        push_fraction(text, event.start, 3);
+        push_fraction::<3>(text, event.start);
         text.extend_from_slice(b",\"dur\":");
-        push_fraction(text, event.duration, 3);
+        push_fraction::<3>(text, event.duration);
         text.extend_from_slice(b",\"args\":{");
         if let Some(layer) = task.layer {
             text.extend_from_slice(b"\"layer\":");

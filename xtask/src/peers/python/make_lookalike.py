@@ -3,10 +3,14 @@
 llama.cpp needs query heads that add up to the hidden width. 16 layers of 32/8 heads and experts of width 896 have the
 weights, KV bytes and operations of Phi-tiny's 32 layers of 16/4 heads and width 448, in half as many layers.
 
-usage: make_lookalike.py FOLDER    writes q4_0.gguf and q8_0.gguf, as llama.cpp's own quantization makes them
+It gets Phi's tokenizer, so that a server can be asked for text.
+
+usage: make_lookalike.py FOLDER TOKENIZER    writes q4_0.gguf and q8_0.gguf, as llama.cpp's own quantization makes them;
+TOKENIZER is Phi's tokenizer.json
 """
 
 import ctypes
+import json
 import os
 import sys
 from pathlib import Path
@@ -45,7 +49,27 @@ def tensors():
     yield "output.bias", (VOCAB,), 0, 0.1
 
 
-def write(path):
+def add_tokenizer(writer, path):
+    """As llama.cpp's converter writes Llama's: the rank of a piece, negative, is its score."""
+    tokenizer = json.loads(Path(path).read_text(encoding="utf-8"))
+    pieces = [f"[UNUSED_{id}]" for id in range(VOCAB)]
+    types = [gguf.TokenType.UNUSED] * VOCAB
+    for piece, id in tokenizer["model"]["vocab"].items():
+        is_byte = len(piece) == 6 and piece.startswith("<0x")
+        pieces[id], types[id] = piece, gguf.TokenType.BYTE if is_byte else gguf.TokenType.NORMAL
+    for added in tokenizer["added_tokens"]:
+        pieces[added["id"]], types[added["id"]] = added["content"], gguf.TokenType.CONTROL
+    types[0] = gguf.TokenType.UNKNOWN
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(pieces)
+    writer.add_token_scores([-float(id) for id in range(VOCAB)])
+    writer.add_token_types(types)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(32000)
+    writer.add_unk_token_id(0)
+
+
+def write(path, tokenizer):
     """The model before quantization: matrices in f16, the rest in f32. One tensor at a time is in memory."""
     writer = gguf.GGUFWriter(path, "phimoe")
     writer.add_block_count(LAYERS)
@@ -61,7 +85,7 @@ def write(path):
     writer.add_rope_dimension_count(HEAD)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(VOCAB)
-    writer.add_tokenizer_model("no_vocab")
+    add_tokenizer(writer, tokenizer)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     plan = [(*t, np.float32 if len(t[1]) == 1 or "gate_inp" in t[0] else np.float16) for t in tensors()]
     for name, shape, _, _, dtype in plan:
@@ -89,10 +113,10 @@ def quantize(source, target, ftype):
         sys.exit(f"llama_model_quantize: code {code} for {target.name}")
 
 
-folder = Path(sys.argv[1])
+folder, tokenizer = Path(sys.argv[1]), sys.argv[2]
 folder.mkdir(parents=True, exist_ok=True)
 unquantized = folder / "f16.gguf"
-write(unquantized)
+write(unquantized, tokenizer)
 for name, ftype in TYPES.items():
     partial = folder / f"{name}.gguf.partial"
     quantize(unquantized, partial, ftype)

@@ -87,6 +87,14 @@ class SchedulerClient:
         """What operations took so far."""
         return dict(self._ask({"type": "get_telemetry"})[0]["telemetry"])
 
+    def get_state(self) -> dict[str, Any]:
+        """What the engine does now, as the dashboard shows it."""
+        return dict(self._ask({"type": "get_state"})[0]["state"])
+
+    def get_trace(self) -> dict[str, Any]:
+        """The recent past as a trace, which https://ui.perfetto.dev shows."""
+        return dict(self._ask({"type": "get_trace"})[0]["trace"])
+
     def get_bandwidth_stats(self) -> dict[str, Any]:
         """How much of the memory's bandwidth is in use."""
         return dict(self._ask({"type": "get_bandwidth_stats"})[0]["bandwidth_stats"])

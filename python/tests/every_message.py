@@ -133,6 +133,8 @@ refused([json.dumps(packet("no_such", [1, hidden])).encode()])
 telemetry, _ = ask({"type": "get_telemetry"})
 assert telemetry["telemetry"]["total_packets_processed"] > 0
 ask({"type": "get_bandwidth_stats"})
+ask({"type": "get_state"})
+ask({"type": "get_trace"})
 for policy in ["static", "bandwidth_aware", "adaptive"]:
     assert ask({"type": "set_policy", "policy": policy})[0]["policy"] == policy
 refused([json.dumps({"type": "set_policy", "policy": "fastest"}).encode()])

@@ -51,6 +51,8 @@ assert error.code == "bad_request" and "softmax" in str(error)
 # Figures and policy.
 assert client.get_telemetry()["total_packets_processed"] >= 3
 assert "cpu_bandwidth_gbps" in client.get_bandwidth_stats()
+assert client.get_state()["plan"]
+assert "traceEvents" in client.get_trace()
 assert client.set_policy("adaptive")["policy"] == "adaptive"
 raises(RequestRefused, lambda: client.set_policy("fastest"))
 assert client.reload_config("static_partition: {lm_head: cpu}")["status"] == "success"

@@ -27,8 +27,9 @@ pub use device::Device;
 mod text;
 
 pub use engine::{
-    Cancel, DeviceDescription, Engine, EngineLoad, EngineOptions, EngineSetup, Event, Handle,
-    StepDescription, Throughput,
+    BandwidthState, Cancel, DeviceDescription, Engine, EngineLoad, EngineOptions, EngineSetup,
+    EngineState, Event, Handle, PlanState, PlanStep, Rates, StepDescription, Throughput,
+    TimelineSpan, TimelineState, TokenState,
 };
 pub use error::{Result, RuntimeError};
 pub use executor::{

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tandem_model::chat::ChatTemplate;
 use tandem_model::tokenizer::Tokenizer;
-use tandem_runtime::{EngineLoad, Event, Request, Result};
-
-use crate::dashboard::EngineState;
+use tandem_runtime::{EngineLoad, EngineState, Event, Rates, Request, Result};
 
 /// Who hears of a text's events. It is dropped after the last one.
 pub type Listener = Box<dyn FnMut(Event) + Send>;
@@ -37,21 +35,6 @@ pub struct ModelInfo {
     pub tokenizer: Arc<Tokenizer>,
     /// From a conversation to text, where the model has such a template.
     pub template: Option<Arc<ChatTemplate>>,
-}
-
-/// How fast it goes now; what nobody knows is none.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Rates {
-    /// Tokens of prompts per second.
-    pub prompt_per_s: Option<f64>,
-    /// Tokens written per second.
-    pub generated_per_s: Option<f64>,
-    /// Bytes that the CPU's operations move, in GB/s.
-    pub cpu_gbps: Option<f64>,
-    /// Bytes that the iGPU's operations move, in GB/s.
-    pub igpu_gbps: Option<f64>,
-    /// What the whole machine moves, or both devices where nobody knows that, in GB/s.
-    pub total_gbps: Option<f64>,
 }
 
 /// What reads and writes texts, several at a time.

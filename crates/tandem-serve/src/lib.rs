@@ -32,10 +32,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use app::App;
-pub use backend::{Backend, Listener, ModelInfo, Rates, Ticket};
-pub use dashboard::{
-    BandwidthState, EngineState, PlanState, PlanStep, Span, TimelineState, TokenState,
-};
+pub use backend::{Backend, Listener, ModelInfo, Ticket};
 pub use local::Local;
 pub use options::{Limits, ServerOptions};
 

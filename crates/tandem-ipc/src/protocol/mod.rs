@@ -59,6 +59,10 @@ pub enum Request {
     GetTelemetry,
     /// How much memory bandwidth is in use.
     GetBandwidthStats,
+    /// What the engine does now, as the dashboard shows it.
+    GetState,
+    /// The recent past, as a trace for Perfetto.
+    GetTrace,
     /// Another scheduling policy.
     SetPolicy(SetPolicy),
     /// The partition config, read anew.
@@ -68,13 +72,15 @@ pub enum Request {
 }
 
 /// The types of messages.
-pub const TYPES: [&str; 9] = [
+pub const TYPES: [&str; 11] = [
     "health_check",
     "work_packet",
     "generate",
     "cancel",
     "get_telemetry",
     "get_bandwidth_stats",
+    "get_state",
+    "get_trace",
     "set_policy",
     "reload_config",
     "shutdown",
@@ -150,6 +156,8 @@ impl Request {
             Self::Cancel(_) => "cancel",
             Self::GetTelemetry => "get_telemetry",
             Self::GetBandwidthStats => "get_bandwidth_stats",
+            Self::GetState => "get_state",
+            Self::GetTrace => "get_trace",
             Self::SetPolicy(_) => "set_policy",
             Self::ReloadConfig(_) => "reload_config",
             Self::Shutdown => "shutdown",
@@ -208,6 +216,8 @@ fn request(mut fields: Map<String, Value>) -> Result<Request, Fault> {
         "cancel" => read(fields, &kind).map(Request::Cancel),
         "get_telemetry" => nothing(fields, &kind).map(|()| Request::GetTelemetry),
         "get_bandwidth_stats" => nothing(fields, &kind).map(|()| Request::GetBandwidthStats),
+        "get_state" => nothing(fields, &kind).map(|()| Request::GetState),
+        "get_trace" => nothing(fields, &kind).map(|()| Request::GetTrace),
         "set_policy" => read(fields, &kind).map(Request::SetPolicy),
         "reload_config" => read(fields, &kind).map(Request::ReloadConfig),
         "shutdown" => nothing(fields, &kind).map(|()| Request::Shutdown),

@@ -17,6 +17,8 @@ pub(super) enum Errand {
     Generate(Box<Generate>),
     GetTelemetry,
     GetBandwidthStats,
+    GetState,
+    GetTrace,
     SetPolicy(SetPolicy),
     ReloadConfig(ReloadConfig),
 }
@@ -70,6 +72,8 @@ fn run(service: &Service, outlet: &Outlet<Report>, work: u64, errand: Errand) {
         },
         Errand::GetTelemetry => service.telemetry(),
         Errand::GetBandwidthStats => service.bandwidth_stats(),
+        Errand::GetState => Ok(service.state()),
+        Errand::GetTrace => service.trace(),
         Errand::SetPolicy(policy) => service.set_policy(&policy),
         Errand::ReloadConfig(reload) => service.reload_config(&reload),
     };

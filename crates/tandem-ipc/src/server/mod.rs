@@ -241,6 +241,8 @@ impl Server {
             Request::Generate(generate) => Errand::Generate(generate),
             Request::GetTelemetry => Errand::GetTelemetry,
             Request::GetBandwidthStats => Errand::GetBandwidthStats,
+            Request::GetState => Errand::GetState,
+            Request::GetTrace => Errand::GetTrace,
             Request::SetPolicy(policy) => Errand::SetPolicy(policy),
             Request::ReloadConfig(reload) => Errand::ReloadConfig(reload),
         };

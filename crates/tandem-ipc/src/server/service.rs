@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tandem_model::PhimoeConfig;
 use tandem_runtime::partition::Partition;
 use tandem_runtime::policy::PolicyKind;
@@ -95,11 +95,26 @@ impl Service {
     pub(super) fn bandwidth_stats(&self) -> Result<Answer, Fault> {
         let stats = self.engine.bandwidth_stats();
         let stats = stats.ok_or_else(|| Fault::failed("nobody watches the bandwidth"))?;
-        let answer = Answer::new("success", "get_bandwidth_stats").with("bandwidth_stats", stats);
+        let answer = Answer::new("success", "get_bandwidth_stats")
+            .with("bandwidth_stats", stats)
+            .with("rates", self.engine.rates());
         Ok(match self.engine.token_metrics() {
             Some(token) => answer.with("token", token),
             None => answer,
         })
+    }
+
+    /// The answer to `get_state`.
+    pub(super) fn state(&self) -> Answer {
+        Answer::new("success", "get_state").with("state", self.engine.state())
+    }
+
+    /// The answer to `get_trace`.
+    pub(super) fn trace(&self) -> Result<Answer, Fault> {
+        let trace = self.engine.trace();
+        let trace = trace.ok_or_else(|| Fault::failed("telemetry is off"))?;
+        let trace: Value = serde_json::from_slice(&trace).map_err(Fault::failed)?;
+        Ok(Answer::new("success", "get_trace").with("trace", trace))
     }
 
     /// The answer to `set_policy`.

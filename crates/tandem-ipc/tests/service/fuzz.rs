@@ -44,6 +44,8 @@ fn nearly_right() -> impl Strategy<Value = Value> {
         json!({"type": "cancel", "target": "x"}),
         json!({"type": "get_telemetry"}),
         json!({"type": "get_bandwidth_stats"}),
+        json!({"type": "get_state"}),
+        json!({"type": "get_trace"}),
         json!({"type": "set_policy", "policy": "static", "enable_pipelining": null}),
         json!({"type": "reload_config", "yaml": "global: {}"}),
         json!({

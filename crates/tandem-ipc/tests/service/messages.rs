@@ -21,6 +21,14 @@ fn short_questions_have_short_answers() {
         assert!(telemetry["telemetry"]["total_packets_processed"].as_u64().unwrap() > 0);
         let bandwidth = peer.ask(&json!({"type": "get_bandwidth_stats", "id": 3}));
         assert_eq!((&bandwidth["id"], &bandwidth["status"]), (&json!(3), &json!("success")));
+        assert!(bandwidth["rates"]["generated_per_s"].as_f64().is_some(), "{bandwidth}");
+        let state = &peer.ask(&json!({"type": "get_state"}))["state"];
+        assert_eq!(state["expert_counts"][0].as_array().unwrap().len(), 16);
+        assert!(state["timeline"]["spans"].as_array().unwrap().len() > 30, "{state}");
+        assert_eq!(state["plan"][0]["name"], "cpu");
+        let trace = peer.ask(&json!({"type": "get_trace", "id": "t"}));
+        assert_eq!(trace["id"], "t");
+        assert!(trace["trace"]["traceEvents"].as_array().unwrap().len() > 100);
 
         for policy in ["static", "adaptive", "bandwidth_aware"] {
             let answer = peer.ask(&json!({"type": "set_policy", "policy": policy}));

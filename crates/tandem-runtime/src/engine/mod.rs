@@ -17,6 +17,7 @@ mod pages;
 mod prefix;
 mod queue;
 mod rounds;
+mod state;
 mod status;
 
 use std::sync::{Arc, Mutex};
@@ -40,6 +41,10 @@ use handle::Job;
 pub use handle::{Cancel, Event, Handle};
 use queue::Queue;
 use rounds::Rounds;
+pub use state::{
+    BandwidthState, EngineState, PlanState, PlanStep, Rates, TimelineSpan, TimelineState,
+    TokenState,
+};
 use status::Status;
 pub use status::Throughput;
 

@@ -1,6 +1,6 @@
 //! How long somebody was busy, of stretches of time that overlap.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 /// Stretches that ended longer ago than this are added up and forgotten: two seconds, in nanoseconds.
 const HORIZON: u64 = 2_000_000_000;
@@ -19,8 +19,8 @@ pub(super) struct BusyTime {
     forgotten: u64,
     /// Where the last forgotten stretch ended.
     forgotten_until: u64,
-    /// Stretches with larger gaps between them, end by beginning.
-    stretches: BTreeMap<u64, u64>,
+    /// Beginnings and ends of stretches with larger gaps between them, in order.
+    stretches: VecDeque<(u64, u64)>,
 }
 
 impl BusyTime {
@@ -36,14 +36,23 @@ impl BusyTime {
         if start >= end {
             return None;
         }
-        // All that the stretch comes near becomes one with it. The last of them is the one that begins last.
-        while let Some((&s, &e)) = self.stretches.range(..=end + self.gap).next_back()
-            && e + self.gap >= start
-        {
-            self.stretches.remove(&s);
+        // All that the stretch comes near becomes one with it: most often the newest, which is looked at first.
+        let mut after = self.stretches.len();
+        while after > 0 && self.stretches[after - 1].0 > end + self.gap {
+            after -= 1;
+        }
+        let mut first = after;
+        while first > 0 && self.stretches[first - 1].1 + self.gap >= start {
+            first -= 1;
+            let (s, e) = self.stretches[first];
             (start, end) = (start.min(s), end.max(e));
         }
-        self.stretches.insert(start, end);
+        if first == after {
+            self.stretches.insert(first, (start, end));
+        } else {
+            self.stretches[first] = (start, end);
+            self.stretches.drain(first + 1..after);
+        }
         self.forget();
         Some((start, end))
     }
@@ -54,11 +63,11 @@ impl BusyTime {
     }
 
     fn forget(&mut self) {
-        let newest = self.stretches.last_key_value().map_or(0, |(_, &end)| end);
-        while let Some(oldest) = self.stretches.first_entry()
-            && *oldest.get() + HORIZON < newest
+        let newest = self.stretches.back().map_or(0, |&(_, end)| end);
+        while let Some(&(start, end)) = self.stretches.front()
+            && end + HORIZON < newest
         {
-            let (start, end) = oldest.remove_entry();
+            self.stretches.pop_front();
             self.forgotten += end - start;
             self.forgotten_until = end;
         }

@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use tandem_formats::FormatError;
 
-use super::csv::CsvFile;
-use super::event::{Activity, Record};
+use super::event::Record;
+use super::files::Files;
 use super::recorder::Shared;
 use super::totals::Totals;
-use super::trace::TraceFile;
 
 /// Takes records out of the ring, adds them up, and writes them to files.
 pub(super) struct Collector {
@@ -23,12 +22,6 @@ pub(super) struct Collector {
     failure: Option<FormatError>,
 }
 
-/// Where records go.
-pub(super) struct Files {
-    pub(super) csv: Option<CsvFile>,
-    pub(super) trace: Option<TraceFile>,
-}
-
 impl Collector {
     /// One that keeps so many of the newest records.
     pub(super) fn new(shared: Arc<Shared>, files: Files, most_recent: usize) -> Self {
@@ -36,16 +29,28 @@ impl Collector {
         Self { shared, totals: Totals::default(), recent, most_recent, files, failure: None }
     }
 
-    /// Takes what is in the ring: not more than it holds, so that it ends even where writers are as quick.
-    pub(super) fn collect(&mut self) {
+    /// Takes what is in the ring, and makes text of what was taken earlier where nothing has happened since.
+    pub(super) fn tick(&mut self) {
+        if !self.collect() && self.failure.is_none() {
+            self.failure = self.files.write_some().err();
+        }
+    }
+
+    /// Takes what is in the ring: not more than it holds, so that it ends even where writers are as quick. Whether
+    /// anything ran.
+    pub(super) fn collect(&mut self) -> bool {
+        let mut any = false;
         for _ in 0..self.shared.capacity() {
-            let Some(record) = self.shared.pop() else { return };
+            let Some(record) = self.shared.pop() else { break };
+            // Levels come from a monitor, whether anything runs or not.
+            any |= matches!(record, Record::Event(_));
             self.totals.add(&record);
             if self.failure.is_none() {
-                self.failure = self.files.write(&record).err();
+                self.failure = self.files.keep(&record).err();
             }
             self.keep(record);
         }
+        any
     }
 
     fn keep(&mut self, record: Record) {
@@ -70,7 +75,7 @@ impl Collector {
 
     /// Slices and values for which the trace had no room.
     pub(super) fn trace_events_left_out(&self) -> u64 {
-        self.files.trace.as_ref().map_or(0, TraceFile::left_out)
+        self.files.trace_events_left_out()
     }
 
     /// Completes the files.
@@ -79,21 +84,5 @@ impl Collector {
             Some(failure) => Err(failure),
             None => self.files.finish(),
         }
-    }
-}
-
-impl Files {
-    fn write(&mut self, record: &Record) -> Result<(), FormatError> {
-        if let (Some(csv), Record::Event(event)) = (&mut self.csv, record)
-            && event.activity == Activity::Compute
-        {
-            csv.write(event)?;
-        }
-        self.trace.as_mut().map_or(Ok(()), |trace| trace.write(record))
-    }
-
-    fn finish(self) -> Result<(), FormatError> {
-        let csv = self.csv.map_or(Ok(()), CsvFile::finish);
-        self.trace.map_or(Ok(()), TraceFile::finish).and(csv)
     }
 }

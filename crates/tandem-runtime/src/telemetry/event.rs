@@ -39,6 +39,11 @@ pub enum Activity {
     TokenHold,
 }
 
+impl Activity {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Compute, Self::TokenWait, Self::TokenHold];
+}
+
 /// A stretch of time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {

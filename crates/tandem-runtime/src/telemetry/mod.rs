@@ -3,8 +3,8 @@
 //! ```text
 //!  executors ─┐
 //!  token ─────┼─> Recorder ──> ring ──> Collector ──> totals ──> Summary (JSON)
-//!  monitor ───┘   (any thread)   │      (one thread)  ├────────> a row for each operation (CSV)
-//!                                v                    └────────> trace for Perfetto (JSON)
+//!  monitor ───┘   (any thread)   │      (one thread)  └─> spool ─> a row for each operation (CSV)
+//!                                v                 (when idle) └─> trace for Perfetto (JSON)
 //!                           lost, counted
 //! ```
 //!
@@ -17,10 +17,12 @@ mod collector;
 mod csv;
 mod durations;
 mod event;
+mod files;
 mod marks;
 mod metric;
 mod recorder;
 mod session;
+mod spool;
 mod summary;
 mod text;
 mod timeline;

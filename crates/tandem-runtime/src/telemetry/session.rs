@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use tandem_formats::{AtomicFile, FormatError};
 
-use super::collector::{Collector, Files};
-use super::csv::CsvFile;
+use super::collector::Collector;
+use super::files::Files;
 use super::metric::Metric;
 use super::recorder::{Recorder, Shared};
 use super::summary::{Sources, Summary};
 use super::timeline::Timeline;
-use super::trace::{Trace, TraceFile};
+use super::trace::Trace;
 use crate::bandwidth::{BandwidthToken, Monitor};
 use crate::ticker::Ticker;
 
@@ -97,14 +97,13 @@ impl Telemetry {
         let TelemetryParams { json, csv, trace, trace_events, .. } = params;
         let shared =
             Arc::new(Shared::new(params.ring, params.layers, params.experts, params.marks));
-        let trace = trace.as_deref().map(|path| TraceFile::create(path, *trace_events));
-        let csv = csv.as_deref().map(|path| CsvFile::create(path, shared.started()));
-        let files = Files { csv: csv.transpose()?, trace: trace.transpose()? };
+        let (csv, trace) = (csv.as_deref(), trace.as_deref());
+        let files = Files::create(csv, trace, shared.started(), *trace_events)?;
         let json = json.as_deref().map(AtomicFile::create).transpose()?;
         let collector =
             Arc::new(Mutex::new(Collector::new(Arc::clone(&shared), files, params.recent)));
         let collecting = Arc::clone(&collector);
-        let collect = move || lock(&collecting).collect();
+        let collect = move || lock(&collecting).tick();
         let ticker = Ticker::start("tandem-telemetry", COLLECT_EVERY, collect)
             .map_err(TelemetryError::Thread)?;
         Ok(Self {

@@ -1,7 +1,5 @@
 //! What records add up to.
 
-use std::collections::BTreeMap;
-
 use super::busy::{BusyTime, GAP};
 use super::durations::Durations;
 use super::event::{Activity, Event, Gauge, Level, Record};
@@ -11,10 +9,10 @@ use crate::profile::Operation;
 /// Sums over all records that were read.
 #[derive(Debug)]
 pub(super) struct Totals {
-    /// By place in [`Operation::ALL`], and device.
-    operations: BTreeMap<(usize, Device), OperationTotal>,
-    /// Nanoseconds by layer, in the order of [`Device::ALL`].
-    layers: BTreeMap<u16, [u64; Device::ALL.len()]>,
+    /// In the order of [`Operation::ALL`] and [`Device::ALL`]; none of what has not run.
+    operations: [[Option<OperationTotal>; Device::ALL.len()]; Operation::ALL.len()],
+    /// Nanoseconds of each layer up to the last that has run, in the order of [`Device::ALL`].
+    layers: Vec<Option<[u64; Device::ALL.len()]>>,
     /// In the order of [`Device::ALL`].
     busy: [BusyTime; Device::ALL.len()],
     /// Of either device: the union of `busy`, without gaps of its own. So the time of both is the sum less this.
@@ -42,8 +40,8 @@ struct QueueTotal {
 impl Default for Totals {
     fn default() -> Self {
         Self {
-            operations: BTreeMap::new(),
-            layers: BTreeMap::new(),
+            operations: Default::default(),
+            layers: Vec::new(),
             busy: Device::ALL.map(|_| BusyTime::with_gap(GAP)),
             busy_any: BusyTime::with_gap(0),
             queue: QueueTotal::default(),
@@ -67,13 +65,15 @@ impl Totals {
 
     /// Operations that have run, in the order in which a token meets them.
     pub(super) fn operations(&self) -> impl Iterator<Item = (Operation, Device, &OperationTotal)> {
-        let each = self.operations.iter();
-        each.map(|(&(operation, device), total)| (Operation::ALL[operation], device, total))
+        Operation::ALL.into_iter().zip(&self.operations).flat_map(|(operation, totals)| {
+            let each = Device::ALL.into_iter().zip(totals);
+            each.filter_map(move |(device, total)| Some((operation, device, total.as_ref()?)))
+        })
     }
 
     /// Layers whose operations have run, with nanoseconds in the order of [`Device::ALL`].
     pub(super) fn layers(&self) -> impl Iterator<Item = (u16, [u64; Device::ALL.len()])> {
-        self.layers.iter().map(|(&layer, &times)| (layer, times))
+        (0..).zip(&self.layers).filter_map(|(layer, &times)| Some((layer, times?)))
     }
 
     /// Nanoseconds in which `device` ran something.
@@ -94,13 +94,17 @@ impl Totals {
 
     fn computed(&mut self, event: &Event) {
         let device = event.task.device;
-        let key = (event.task.operation as usize, device);
-        let total = self.operations.entry(key).or_default();
+        let total = &mut self.operations[event.task.operation as usize][device as usize];
+        let total = total.get_or_insert_default();
         total.durations.add(event.duration);
         total.failed += u64::from(event.failure.is_some());
         total.bytes += event.bytes;
         if let Some(layer) = event.task.layer {
-            self.layers.entry(layer).or_default()[device as usize] += event.duration;
+            let layer = usize::from(layer);
+            if self.layers.len() <= layer {
+                self.layers.resize(layer + 1, None);
+            }
+            self.layers[layer].get_or_insert_default()[device as usize] += event.duration;
         }
         if let Some((start, end)) = self.busy[device as usize].add(event.start, event.end()) {
             self.busy_any.add(start, end);

@@ -52,31 +52,39 @@ struct CounterArgs {
 pub(super) struct TraceFile {
     file: AtomicFile,
     trace: Trace,
-    /// Slices and values that may still be written.
-    room: u64,
-    left_out: u64,
+    /// Slices and values that it may have.
+    most: u64,
+    /// Those that there were, and those that were written.
+    offered: u64,
+    written: u64,
 }
 
 impl TraceFile {
-    /// A trace of at most so many slices and values.
+    /// A trace of at most so many slices and values: the first ones.
     pub(super) fn create(path: &Path, most: u64) -> Result<Self, FormatError> {
         let file = AtomicFile::create(path)?;
-        Ok(Self { file, trace: Trace::new(), room: most, left_out: 0 })
+        Ok(Self { file, trace: Trace::new(), most, offered: 0, written: 0 })
     }
 
+    /// Whether there is room for one more.
+    pub(super) const fn admit(&mut self) -> bool {
+        self.offered += 1;
+        self.offered <= self.most
+    }
+
+    /// Writes what was admitted, and nothing of what comes after that.
     pub(super) fn write(&mut self, record: &Record) -> Result<(), FormatError> {
-        if self.room == 0 {
-            self.left_out += 1;
+        if self.written == self.most {
             return Ok(());
         }
-        self.room -= 1;
+        self.written += 1;
         self.trace.write(record);
         spill(&mut self.trace.text, &mut self.file)
     }
 
     /// Slices and values for which there was no room.
     pub(super) const fn left_out(&self) -> u64 {
-        self.left_out
+        self.offered.saturating_sub(self.most)
     }
 
     pub(super) fn finish(mut self) -> Result<(), FormatError> {

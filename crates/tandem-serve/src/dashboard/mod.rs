@@ -10,6 +10,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{Html, IntoResponse};
+use tandem_runtime::EngineState;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::app::{App, Shared};
@@ -19,9 +20,6 @@ use crate::telemetry::PERIOD;
 pub(crate) use state::{
     BandwidthFigures, BandwidthSample, DashboardState, ExpertFigures, MemoryFigures, ModelFigures,
     RequestFigures, TokenFigures, TokenSample,
-};
-pub use state::{
-    BandwidthState, EngineState, PlanState, PlanStep, Span, TimelineState, TokenState,
 };
 
 /// Points of the curves: a minute's.

@@ -1,22 +1,8 @@
 //! What the dashboard shows, as JSON has it: docs/server.md defines the fields.
 
 use serde::Serialize;
+use tandem_runtime::{BandwidthState, PlanState, TimelineState, TokenState};
 use utoipa::ToSchema;
-
-/// What a backend tells about its engine.
-#[derive(Clone, Debug, Default)]
-pub struct EngineState {
-    /// Use of the memory.
-    pub bandwidth: BandwidthState,
-    /// The bandwidth token.
-    pub token: TokenState,
-    /// Tokens that each expert of each layer got.
-    pub expert_counts: Vec<Vec<u64>>,
-    /// The last token.
-    pub timeline: Option<TimelineState>,
-    /// What is computed where.
-    pub plan: Vec<PlanState>,
-}
 
 /// Everything that the page shows.
 #[derive(Serialize, ToSchema)]
@@ -133,21 +119,6 @@ pub(crate) struct BandwidthFigures {
     pub(crate) history: Vec<BandwidthSample>,
 }
 
-/// What bounds the bandwidth.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
-pub struct BandwidthState {
-    /// `memory_controller` or `operations`.
-    pub source: Option<&'static str>,
-    /// What the memory allows, in GB/s.
-    pub capacity_gbps: Option<f64>,
-    /// Above this, background work is held back, in GB/s.
-    pub throttle_gbps: Option<f64>,
-    /// Whether it is now.
-    pub throttled: Option<bool>,
-    /// Share of the capacity, 0 to 1.
-    pub utilization: Option<f64>,
-}
-
 /// A point of the curves.
 #[derive(Clone, Copy, Serialize, ToSchema)]
 pub(crate) struct BandwidthSample {
@@ -161,70 +132,9 @@ pub(crate) struct BandwidthSample {
     pub(crate) total_gbps: Option<f64>,
 }
 
-/// The bandwidth token.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
-pub struct TokenState {
-    /// Whether heavy operations take turns by it.
-    pub enabled: bool,
-    /// `cpu`, `igpu`, or none where nobody has it.
-    pub holder: Option<&'static str>,
-    /// What it is held for.
-    pub holder_operation: Option<&'static str>,
-    /// How many wait for it.
-    pub waiting: usize,
-}
-
 /// Use of the experts.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct ExpertFigures {
     /// A row for each layer, with the tokens that each expert got.
     pub(crate) counts: Vec<Vec<u64>>,
-}
-
-/// What a token's pass did.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
-pub struct TimelineState {
-    /// From its first beginning to its last end.
-    pub duration_ms: f64,
-    /// What happened, in the order in which it began.
-    pub spans: Vec<Span>,
-}
-
-/// An operation of it.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
-pub struct Span {
-    /// `cpu` or `igpu`.
-    pub device: &'static str,
-    /// The operation.
-    pub operation: &'static str,
-    /// Its layer; none for what a token meets once.
-    pub layer: Option<u16>,
-    /// When it began, since the first did.
-    pub start_ms: f64,
-    /// How long it took.
-    pub duration_ms: f64,
-}
-
-/// What is computed where, in passes of one size.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
-pub struct PlanState {
-    /// The size of the passes.
-    pub case: String,
-    /// The plan in short.
-    pub name: String,
-    /// Its steps.
-    pub steps: Vec<PlanStep>,
-}
-
-/// A step of a plan.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
-pub struct PlanStep {
-    /// What is computed.
-    pub operation: &'static str,
-    /// In which layers: `all`, one as `3`, or some as `0-5`.
-    pub layers: String,
-    /// `cpu`, `igpu` or `split=R`.
-    pub device: String,
-    /// Why there.
-    pub why: String,
 }

@@ -12,8 +12,8 @@ use tandem_ipc::client::{Client, Reply, Timeouts, message};
 use tandem_ipc::{Address, IpcError};
 use tandem_model::config::EXPERTS_PER_TOKEN;
 use tandem_model::{Checkpoint, PhimoeConfig, Text};
-use tandem_runtime::{EngineLoad, Request, Result, RuntimeError};
-use tandem_serve::{Backend, BandwidthState, EngineState, Listener, ModelInfo, Rates, Ticket};
+use tandem_runtime::{EngineLoad, EngineState, Rates, Request, Result, RuntimeError};
+use tandem_serve::{Backend, Listener, ModelInfo, Ticket};
 
 /// For what the scheduler answers at once.
 const PROMPT: Timeouts = Timeouts { answer: Duration::from_secs(2), quiet: Duration::from_secs(2) };
@@ -174,23 +174,17 @@ impl Backend for Remote {
     }
 
     fn rates(&self) -> Rates {
-        let stats = self.ask("get_bandwidth_stats", "bandwidth_stats").unwrap_or_default();
-        let gbps = |field: &str| stats[field].as_f64();
-        let (cpu, igpu) = (gbps("cpu_bandwidth_gbps"), gbps("igpu_bandwidth_gbps"));
-        let total = cpu.zip(igpu).map(|(cpu, igpu)| cpu + igpu);
-        Rates { cpu_gbps: cpu, igpu_gbps: igpu, total_gbps: total, ..Rates::default() }
+        let rates = self.ask("get_bandwidth_stats", "rates");
+        rates.and_then(|rates| serde_json::from_value(rates).ok()).unwrap_or_default()
     }
 
     fn state(&self) -> EngineState {
-        let stats = self.ask("get_bandwidth_stats", "bandwidth_stats").unwrap_or_default();
-        let utilization = stats["utilization"].as_f64();
-        let bandwidth =
-            BandwidthState { source: Some("operations"), utilization, ..BandwidthState::default() };
-        EngineState { bandwidth, ..EngineState::default() }
+        let state = self.ask("get_state", "state");
+        state.and_then(|state| serde_json::from_value(state).ok()).unwrap_or_default()
     }
 
     fn trace(&self) -> Option<Vec<u8>> {
-        None
+        serde_json::to_vec(&self.ask("get_trace", "trace")?).ok()
     }
 }
 

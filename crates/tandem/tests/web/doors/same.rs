@@ -60,6 +60,11 @@ fn choices(url: &str, path: &str, body: &Value) -> Value {
     choices
 }
 
+/// What `url` has at `path`.
+fn parse(url: &str, path: &str) -> Value {
+    serde_json::from_str(&get(&format!("{url}{path}")).unwrap()).unwrap()
+}
+
 #[test]
 fn greedy_tokens_are_equal_through_every_door() {
     let expected = in_process(40);
@@ -210,9 +215,6 @@ fn both_doors_serve_several_at_a_time_and_tell_figures() {
     assert_eq!(sum("tandem_texts_total"), 6.0, "{figures}");
     assert_eq!(sum("tandem_first_token_seconds_count"), 6.0, "{figures}");
     assert!(sum("tandem_generated_tokens_total") > 60.0 && sum("tandem_ready") == 1.0, "{figures}");
-    let parse = |url: &str, path: &str| -> Value {
-        serde_json::from_str(&get(&format!("{url}{path}")).unwrap()).unwrap()
-    };
     let telemetry = parse(&front.url, "/telemetry");
     assert!(telemetry["total_packets_processed"].as_u64().unwrap() > 100, "{telemetry}");
     // All KV pages hold more than one text may have.
@@ -227,4 +229,33 @@ fn both_doors_serve_several_at_a_time_and_tell_figures() {
     }
     front.stop();
     both.stop();
+}
+
+#[test]
+fn a_scheduler_shows_what_an_engine_here_shows() {
+    let scheduler = Scheduler::start(&[]);
+    let (front, here) = (scheduler.served(&[]), Server::start(&[]));
+    let [behind, here_state] = [&front.url, &here.url].map(|url| {
+        post(url, COMPLETIONS, &completion(PROMPT, 20));
+        let trace = parse(url, "/trace");
+        let events = trace["traceEvents"].as_array().unwrap();
+        assert!(events.iter().filter(|event| event["name"] == "lm_head").count() >= 20, "{url}");
+        parse(url, "/dashboard/state")
+    });
+    // The model is the same, and so are its experts' tokens and what is computed where.
+    for part in ["experts", "plan"] {
+        assert_eq!(behind[part], here_state[part], "{part}");
+    }
+    assert_eq!(behind["bandwidth"]["source"], "operations");
+    assert_eq!(behind["token"]["enabled"], here_state["token"]["enabled"]);
+    let spans = |state: &Value| -> Vec<(Value, Value)> {
+        let spans = state["timeline"]["spans"].as_array().unwrap();
+        spans.iter().map(|span| (span["operation"].clone(), span["layer"].clone())).collect()
+    };
+    assert!(spans(&behind).len() > 6 * 5, "{behind}");
+    assert_eq!(spans(&behind), spans(&here_state));
+    // Rates are of the last seconds.
+    assert!(behind["tokens"]["generated_per_s"].is_number(), "{}", behind["tokens"]);
+    front.stop();
+    here.stop();
 }

@@ -60,7 +60,8 @@ impl Running {
         let Text { tokenizer, template, .. } = checkpoint.text().unwrap();
         let tokenizer = Arc::new(tokenizer);
         let config = checkpoint.config();
-        let telemetry = Some(TelemetryParams::new(config.n_layers, config.n_experts));
+        let params = TelemetryParams::new(config.n_layers, config.n_experts);
+        let telemetry = Some(TelemetryParams { recent: 1 << 12, ..params });
         let params = InstrumentationParams { telemetry, ..InstrumentationParams::default() };
         let instrumentation = Instrumentation::start(params).unwrap();
         let setup =

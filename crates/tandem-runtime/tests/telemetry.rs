@@ -176,6 +176,9 @@ fn the_table_has_a_row_for_each_operation() {
     let mut span = recorder.span(Task::new(Operation::LmHead, None, Device::Igpu));
     span.fail("device \"lost\", again");
     drop(span);
+    let mut span = recorder.span(Task::new(Operation::LmHead, None, Device::Igpu));
+    span.fail("no memory");
+    drop(span);
     recorder.level(Gauge::QueueDepth, 1.0);
     assert!(!path.exists(), "a file appears when it is complete");
     telemetry.finish().unwrap();
@@ -183,7 +186,7 @@ fn the_table_has_a_row_for_each_operation() {
     let mut reader = csv::Reader::from_path(&path).unwrap();
     assert_eq!(reader.headers().unwrap().iter().collect::<Vec<_>>().join(","), COLUMNS);
     let rows: Vec<BTreeMap<String, String>> = reader.deserialize().map(Result::unwrap).collect();
-    assert_eq!(rows.len(), 4);
+    assert_eq!(rows.len(), 5);
     let row = &rows[1];
     for (column, value) in [
         ("device", "cpu"),
@@ -203,6 +206,10 @@ fn the_table_has_a_row_for_each_operation() {
     assert_eq!((second - first).get_milliseconds() + 1000 * (second - first).get_seconds(), 2);
     assert_eq!((rows[3]["success"].as_str(), rows[3]["layer_idx"].as_str()), ("false", ""));
     assert_eq!(rows[3]["error_message"], "device \"lost\", again");
+    assert_eq!(
+        (rows[4]["error_message"].as_str(), rows[4]["success"].as_str()),
+        ("no memory", "false")
+    );
 }
 
 /// A trace's entries of one kind.

@@ -95,7 +95,10 @@ fn push_field(row: &mut Vec<u8>, push: impl FnOnce(&mut Vec<u8>)) {
 
 /// Text of somebody else's, in quotes where it needs them.
 fn push_quoted(row: &mut Vec<u8>, text: &str) {
-    let mut field = WriterBuilder::new().from_writer(row);
-    let written = field.write_field(text).and_then(|()| Ok(field.flush()?));
+    let mut record = WriterBuilder::new().from_writer(&mut *row);
+    let written = record.write_record([text]).and_then(|()| Ok(record.flush()?));
     written.expect("memory takes whatever is written to it");
+    drop(record);
+    // Only the end of a record closes its quotes; this one goes on.
+    row.pop();
 }

@@ -14,5 +14,5 @@ mod text;
 
 pub use dtype::DType;
 pub use error::{FormatError, Result};
-pub use io::{AtomicFile, InputFile};
+pub use io::{AtomicFile, InputFile, folder_of};
 pub use text::{one_line, one_line_path};

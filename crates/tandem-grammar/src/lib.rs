@@ -89,12 +89,10 @@ pub fn is_schema(value: &Value) -> bool {
 }
 
 fn check_schema(schema: &Value) -> Result<(), GrammarError> {
-    match is_schema(schema) {
-        true => Ok(()),
-        false => {
-            Err(GrammarError::Form("expected a JSON schema, an object or a Boolean".to_owned()))
-        }
+    if is_schema(schema) {
+        return Ok(());
     }
+    Err(GrammarError::Form("expected a JSON schema, an object or a Boolean".to_owned()))
 }
 
 fn check_tools(calls: &ToolCalls) -> Result<(), GrammarError> {

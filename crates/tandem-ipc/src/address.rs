@@ -8,6 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use tandem_formats::folder_of;
+
 use crate::IpcError;
 
 /// The longest path of a socket on Linux, in bytes.
@@ -136,10 +138,7 @@ impl Address {
 }
 
 fn check_folder(path: &Path) -> Result<(), IpcError> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => return Ok(()),
-    };
+    let folder = folder_of(path);
     match folder.is_dir() {
         true => Ok(()),
         false => Err(IpcError::NoFolder(folder.to_owned())),

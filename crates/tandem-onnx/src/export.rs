@@ -5,7 +5,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use tandem_formats::{AtomicFile, FormatError};
+use tandem_formats::{AtomicFile, FormatError, folder_of};
 use tandem_model::{Checkpoint, ModelError, Result};
 
 use crate::phimoe::{Exporter, WeightType};
@@ -97,10 +97,7 @@ struct Partial(tempfile::TempDir);
 impl Partial {
     /// In the folder that `out` will be in, so that a rename suffices.
     fn beside(out: &Path) -> Result<Self> {
-        let parent = match out.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
+        let parent = folder_of(out);
         let folder = tempfile::Builder::new()
             .prefix(".onnx.")
             .suffix(".partial")

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use tandem_formats::{DType, FormatError, InputFile, blocks};
+use tandem_formats::{DType, FormatError, InputFile, blocks, folder_of};
 
 use crate::catalogue::LayerTensor;
 use crate::config::{PhimoeConfig, SpecialIds};
@@ -83,13 +83,11 @@ impl Checkpoint {
         }
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
         if matches!(extension, "safetensors" | "json") {
-            let folder =
-                path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             return Err(FormatError::invalid(
                 path,
                 "model",
                 "a GGUF file, or the folder that holds config.json",
-                format!("a .{extension} file; give its folder `{}`", folder.display()),
+                format!("a .{extension} file; give its folder `{}`", folder_of(path).display()),
             )
             .into());
         }

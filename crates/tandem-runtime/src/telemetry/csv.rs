@@ -28,6 +28,8 @@ impl CsvFile {
     /// `started` is when the recorder was made.
     pub(super) fn create(path: &Path, started: Timestamp) -> Result<Self, FormatError> {
         let (file, rows) = (AtomicFile::create(path)?, HEADER.to_vec());
+        // Before 1970 there is none.
+        let started = u64::try_from(started.as_nanosecond()).unwrap_or(0);
         Ok(Self { file, rows, clock: Clock { started, second: None } })
     }
 
@@ -62,21 +64,20 @@ impl CsvFile {
 
 /// Tells the time of what happened so many nanoseconds after the beginning.
 struct Clock {
-    started: Timestamp,
+    /// The beginning, in nanoseconds since 1970.
+    started: u64,
     /// The newest second since 1970, and its text up to the fraction.
     second: Option<(u64, String)>,
 }
 
 impl Clock {
     fn push(&mut self, row: &mut Vec<u8>, nanoseconds: u64) {
-        // As long as the year has four digits, both fit.
-        let started = u64::try_from(self.started.as_nanosecond()).unwrap_or(0);
-        let at = started.saturating_add(nanoseconds);
+        let at = self.started.saturating_add(nanoseconds);
         let second = at / SECOND;
         let prefix = match &self.second {
             Some((newest, prefix)) if *newest == second => prefix,
             _ => {
-                let text = Timestamp::from_second(second.cast_signed()).unwrap_or(self.started);
+                let text = Timestamp::from_second(second.cast_signed()).unwrap_or(Timestamp::MAX);
                 let text = text.to_string().trim_end_matches('Z').to_owned();
                 &self.second.insert((second, text)).1
             }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use tandem_formats::FormatError;
+use tandem_formats::{FormatError, folder_of};
 
 use super::event::{Activity, Event, Gauge, Level, Record, Task};
 use crate::device::Device;
@@ -32,10 +32,7 @@ pub(super) struct Spool {
 impl Spool {
     /// An empty one, with its file in the folder of `beside`.
     pub(super) fn create(beside: &Path) -> Result<Self, FormatError> {
-        let folder = match beside.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
-            _ => PathBuf::from("."),
-        };
+        let folder = folder_of(beside).to_owned();
         let file = tempfile::tempfile_in(&folder)
             .map_err(|error| FormatError::io(&folder, "cannot create a file in", error))?;
         let (chunks, newest) = (VecDeque::new(), Vec::with_capacity(CHUNK));

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tandem_ipc::client::{Client, Reply, Timeouts, message};
 use tandem_ipc::{Address, IpcError};
@@ -109,9 +110,9 @@ impl Remote {
         reply.ok()
     }
 
-    /// A field of it.
-    fn ask(&self, kind: &str, field: &str) -> Option<Value> {
-        self.reply(kind)?.fields.remove(field)
+    /// A field of it; none where it is not as expected.
+    fn ask<T: DeserializeOwned>(&self, kind: &str, field: &str) -> Option<T> {
+        serde_json::from_value(self.reply(kind)?.fields.remove(field)?).ok()
     }
 }
 
@@ -174,17 +175,15 @@ impl Backend for Remote {
     }
 
     fn rates(&self) -> Rates {
-        let rates = self.ask("get_bandwidth_stats", "rates");
-        rates.and_then(|rates| serde_json::from_value(rates).ok()).unwrap_or_default()
+        self.ask("get_bandwidth_stats", "rates").unwrap_or_default()
     }
 
     fn state(&self) -> EngineState {
-        let state = self.ask("get_state", "state");
-        state.and_then(|state| serde_json::from_value(state).ok()).unwrap_or_default()
+        self.ask("get_state", "state").unwrap_or_default()
     }
 
     fn trace(&self) -> Option<Vec<u8>> {
-        serde_json::to_vec(&self.ask("get_trace", "trace")?).ok()
+        serde_json::to_vec(&self.ask::<Value>("get_trace", "trace")?).ok()
     }
 }
 

@@ -7,7 +7,6 @@
 //! Packing happens a few megabytes at a time, between reading and the place in the store: there is never a second
 //! copy of the model.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -27,7 +26,21 @@ const READ_BYTES: usize = 2 << 20;
 /// Weights of a model, ready to be computed with.
 pub struct WeightStore {
     buffer: AlignedBuffer,
-    tensors: HashMap<TensorId, Placed>,
+    places: Places,
+}
+
+/// Where each tensor lies, by [`TensorId::index`]: an executor looks up dozens in every layer of every token.
+struct Places {
+    n_experts: usize,
+    places: Vec<Placed>,
+}
+
+impl std::ops::Index<TensorId> for Places {
+    type Output = Placed;
+
+    fn index(&self, id: TensorId) -> &Placed {
+        &self.places[id.index(self.n_experts)]
+    }
 }
 
 /// Where a tensor lies in the store.
@@ -117,10 +130,10 @@ impl WeightStore {
         threads: usize,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self, MemoryError> {
-        let (tensors, order, total) = place(checkpoint, packing);
+        let (places, order, total) = place(checkpoint, packing);
         let mut buffer = allocator.zeroed(total)?;
         buffer.advise_huge_pages();
-        let tasks = read_tasks(checkpoint, &tensors, &order, buffer.as_mut_slice());
+        let tasks = read_tasks(checkpoint, &places, &order, buffer.as_mut_slice());
         let queue = Mutex::new(tasks.into_iter());
         let failed = Mutex::new(None);
         std::thread::scope(|scope| {
@@ -142,7 +155,7 @@ impl WeightStore {
         drop(queue);
         match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
             Some(e) => Err(e.into()),
-            None => Ok(Self { buffer, tensors }),
+            None => Ok(Self { buffer, places }),
         }
     }
 
@@ -151,7 +164,7 @@ impl WeightStore {
     /// # Panics
     /// If `id` is no tensor of the model.
     pub fn tensor(&self, id: TensorId) -> StoredTensor<'_> {
-        let Placed { form, offset } = self.tensors[&id];
+        let Placed { form, offset } = self.places[id];
         let bytes = &self.buffer[offset..][..form.n_bytes()];
         match form {
             Form::Rows { dtype, rows, cols } => {
@@ -179,7 +192,7 @@ impl WeightStore {
     /// # Panics
     /// If `id` is no tensor of the model.
     pub fn place(&self, id: TensorId) -> Range<usize> {
-        let Placed { form, offset } = self.tensors[&id];
+        let Placed { form, offset } = self.places[id];
         offset..offset + form.n_bytes()
     }
 
@@ -263,27 +276,26 @@ impl Form {
 }
 
 /// Lays the tensors out in catalogue order; answers places, order and total bytes.
-fn place(
-    checkpoint: &Checkpoint,
-    packing: Packing,
-) -> (HashMap<TensorId, Placed>, Vec<TensorId>, usize) {
-    let mut tensors = HashMap::new();
-    let mut order = Vec::new();
+fn place(checkpoint: &Checkpoint, packing: Packing) -> (Places, Vec<TensorId>, usize) {
+    let n_experts = checkpoint.config().n_experts;
+    let mut placed = Vec::new();
     let mut end = 0usize;
     for (id, entry) in checkpoint.tensors() {
         let form = Form::of(id, &entry, packing);
         let offset = end.next_multiple_of(TENSOR_ALIGN);
         end = offset + form.n_bytes();
-        tensors.insert(id, Placed { form, offset });
-        order.push(id);
+        placed.push((id, Placed { form, offset }));
     }
-    (tensors, order, end)
+    let order = placed.iter().map(|&(id, _)| id).collect();
+    placed.sort_unstable_by_key(|(id, _)| id.index(n_experts));
+    let places = placed.into_iter().map(|(_, placed)| placed).collect();
+    (Places { n_experts, places }, order, end)
 }
 
 /// Cuts the buffer into one piece per task.
 fn read_tasks<'a>(
     checkpoint: &Checkpoint,
-    tensors: &HashMap<TensorId, Placed>,
+    places: &Places,
     order: &[TensorId],
     buffer: &'a mut [u8],
 ) -> Vec<ReadTask<'a>> {
@@ -291,7 +303,7 @@ fn read_tasks<'a>(
     let mut rest = buffer;
     let mut at = 0;
     for &id in order {
-        let Placed { form, offset } = tensors[&id];
+        let Placed { form, offset } = places[id];
         let (place, after) = rest.split_at_mut(offset - at).1.split_at_mut(form.n_bytes());
         rest = after;
         at = offset + form.n_bytes();

@@ -155,6 +155,19 @@ impl TensorId {
         matches!(self.component(), Component::Norm | Component::Bias)
     }
 
+    /// The tensor's place among all of a model with so many experts, counted from 0 in no particular order.
+    pub fn index(self, n_experts: usize) -> usize {
+        let layer_tensors = DENSE.len() + 3 * n_experts;
+        match self {
+            Self::TokenEmbedding => 0,
+            Self::OutputNormWeight => 1,
+            Self::OutputNormBias => 2,
+            Self::LmHeadWeight => 3,
+            Self::LmHeadBias => 4,
+            Self::Layer(layer, tensor) => 5 + usize::from(layer) * layer_tensors + tensor.index(),
+        }
+    }
+
     /// The name in HF checkpoints.
     pub fn hf_name(self) -> String {
         use LayerTensor as L;
@@ -227,6 +240,31 @@ impl TensorId {
     }
 }
 
+impl LayerTensor {
+    /// The tensor's place among those of a layer: [`DENSE`] ones first, then expert after expert.
+    fn index(self) -> usize {
+        let expert = |expert: u16, kind: usize| DENSE.len() + 3 * usize::from(expert) + kind;
+        match self {
+            Self::AttnNormWeight => 0,
+            Self::AttnNormBias => 1,
+            Self::QWeight => 2,
+            Self::QBias => 3,
+            Self::KWeight => 4,
+            Self::KBias => 5,
+            Self::VWeight => 6,
+            Self::VBias => 7,
+            Self::OWeight => 8,
+            Self::OBias => 9,
+            Self::FfnNormWeight => 10,
+            Self::FfnNormBias => 11,
+            Self::RouterWeight => 12,
+            Self::ExpertGate(e) => expert(e, 0),
+            Self::ExpertUp(e) => expert(e, 1),
+            Self::ExpertDown(e) => expert(e, 2),
+        }
+    }
+}
+
 /// Tensors of a layer that every token reads, in the order of use.
 const DENSE: [LayerTensor; 13] = [
     LayerTensor::AttnNormWeight,
@@ -290,6 +328,8 @@ mod tests {
         let names: BTreeSet<String> = ids.iter().map(|t| t.hf_name()).collect();
         assert_eq!(names, expected);
         assert_eq!(ids.len(), 1957);
+        let places: BTreeSet<usize> = ids.iter().map(|t| t.index(config.n_experts)).collect();
+        assert!(places.into_iter().eq(0..ids.len()), "each tensor has a place of its own");
         let weights: usize = ids.iter().map(|t| t.len(&config)).sum();
         assert_eq!(weights, 3_755_220_288);
     }

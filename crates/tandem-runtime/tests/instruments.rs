@@ -28,6 +28,23 @@ fn executor(params: InstrumentationParams) -> (Executor, KvCache, Arc<Instrument
 }
 
 #[test]
+fn time_between_passes_belongs_to_no_operation() {
+    let checkpoint = Checkpoint::open(&golden_model()).unwrap();
+    let (mut executor, mut kv, watch) = executor(params(&checkpoint));
+    executor.profile().clear();
+    let mut spent = Duration::ZERO;
+    for id in [3, 5] {
+        std::thread::sleep(Duration::from_millis(20));
+        let begun = Instant::now();
+        executor.forward(&[id], &mut kv, LogitsFor::Last, None).unwrap();
+        spent += begun.elapsed();
+    }
+    let counted = executor.profile().total_time();
+    assert!(counted <= spent, "{counted:?} of {spent:?}");
+    drop(watch);
+}
+
+#[test]
 fn every_step_of_a_pass_is_told_once_with_its_bytes() {
     let checkpoint = Checkpoint::open(&golden_model()).unwrap();
     let (mut executor, mut kv, watch) = executor(params(&checkpoint));

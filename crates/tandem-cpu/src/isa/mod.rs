@@ -18,7 +18,7 @@ use std::fmt;
 use tandem_formats::DType;
 
 pub(crate) use attention::{AttentionKernels, KEY_STEP, QUERIES, Running, SCORES_STEP};
-pub(crate) use packed::{PackedKernels, TileSums, Tiles};
+pub(crate) use packed::{PackedKernels, TileSums, Tiles, WIDE_BYTES};
 
 /// Instruction sets that the operations are written for, the slowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

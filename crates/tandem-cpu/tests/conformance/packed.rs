@@ -106,7 +106,7 @@ fn more_tokens_than_an_item_holds() {
     let mut rng = Rng::new(32);
     for kind in KINDS {
         let weights = Packed::random(&mut rng, kind, 70, 1088);
-        for tokens in [63, 65, 150] {
+        for tokens in [63, 65, 129, 260] {
             weights.check(&cpus, None, &random.numbers(tokens * 1088));
         }
     }
@@ -126,7 +126,7 @@ fn extreme_blocks() {
             let raw = inputs::extreme_blocks(kind.dtype().block_bytes(), blocks, quants);
             let weights = Packed::of(kind, rows, cols, &raw);
             for activation in inputs::EXTREME_ACTIVATIONS {
-                for tokens in [1, 11] {
+                for tokens in [1, 11, 25] {
                     let x: Vec<f32> =
                         (0..tokens * cols).map(|i| activation(i % cols, &mut rng)).collect();
                     weights.check(&cpus, None, &x);

@@ -42,6 +42,7 @@ pub(super) struct Pass<'a> {
 impl Pass<'_> {
     /// Computes all steps, but for the last ones where no logits are wanted.
     pub(super) fn run(&mut self, plan: &Plan) -> Result<()> {
+        self.profile.begin();
         if plan.uses_igpu() {
             self.prepare_igpu();
         }

@@ -12,13 +12,13 @@
 
 use std::arch::x86_64::*;
 
-use tandem_memory::PackedType;
 use tandem_memory::packed::BLOCK_COLS;
 
 use crate::prefetch::{AHEAD, prefetch};
 
 use super::{
-    CHAINS, FEW, PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens, scales_of,
+    CHAINS, FEW, PackedKernels, QuantizedBlock, Quants, Tile, TileScales, TileSums, Tokens,
+    WIDE_BYTES, scales_of,
 };
 
 /// The packed kernels for machines with AVX2, FMA and F16C. A value is the proof that this machine has them.
@@ -52,6 +52,11 @@ impl PackedKernels for Avx2 {
         4
     }
 
+    fn widen(&self, quants: &[u8], out: &mut [u8]) {
+        // SAFETY: `self` exists, so the machine has the instructions.
+        unsafe { widen(quants, out) }
+    }
+
     fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_, 1>) {
         // SAFETY: `self` exists, so the machine has the instructions; of `Tokens` it is known that the number of
         // blocks is right.
@@ -62,6 +67,12 @@ impl PackedKernels for Avx2 {
         // SAFETY: `self` exists, so the machine has the instructions.
         unsafe { multiply_adds(rounds) }
     }
+}
+
+/// The plain loop, compiled with these instructions.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn widen(quants: &[u8], out: &mut [u8]) {
+    super::widen(quants, out);
 }
 
 /// As the plain one, to the last bit.
@@ -123,8 +134,9 @@ unsafe fn dots<const T: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         match tile.kind {
-            PackedType::Q4_0 => blocks(tile, x, sums, |quants, x| whole_dots_q4_0(quants, x)),
-            PackedType::Q8_0 => blocks(tile, x, sums, |quants, x| whole_dots_q8_0(quants, x)),
+            Quants::Q4_0 => blocks(tile, x, sums, |quants, x| whole_dots_q4_0(quants, x)),
+            Quants::WideQ4_0 => blocks(tile, x, sums, |quants, x| whole_dots_wide(quants, x)),
+            Quants::Q8_0 => blocks(tile, x, sums, |quants, x| whole_dots_q8_0(quants, x)),
         }
     }
 }
@@ -212,16 +224,48 @@ fn whole_dots_q4_0<const T: usize>(
     let mut sums = x.map(|x| [pairs_of(x.halves); 2]);
     for group in 0..4 {
         for (n, q) in nibbles(quants_at(quants, group)).into_iter().enumerate() {
-            for t in 0..T {
-                let x = group_of(x[t], group + 4 * n);
-                for half in 0..2 {
-                    let products = _mm256_maddubs_epi16(q[half], x);
-                    sums[t][half] = _mm256_add_epi16(sums[t][half], products);
-                }
-            }
-            in_this_order!(ymm_reg, sums);
+            add_group(&mut sums, q, x, group + 4 * n);
         }
     }
+    whole(sums)
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn whole_dots_wide<const T: usize>(
+    quants: &[u8; WIDE_BYTES],
+    x: [&QuantizedBlock; T],
+) -> [[__m256i; 2]; T] {
+    let mut sums = x.map(|x| [pairs_of(x.halves); 2]);
+    for group in 0..8 {
+        add_group(&mut sums, quants_at(quants, group), x, group);
+    }
+    whole(sums)
+}
+
+/// Adds the products of a group of quants that are not negative, in 16 bits.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn add_group<const T: usize>(
+    sums: &mut [[__m256i; 2]; T],
+    q: [__m256i; 2],
+    x: [&QuantizedBlock; T],
+    group: usize,
+) {
+    for t in 0..T {
+        let x = group_of(x[t], group);
+        for half in 0..2 {
+            let products = _mm256_maddubs_epi16(q[half], x);
+            sums[t][half] = _mm256_add_epi16(sums[t][half], products);
+        }
+    }
+    in_this_order!(ymm_reg, sums);
+}
+
+/// Adds up the pairs of 16 bits.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn whole<const T: usize>(mut sums: [[__m256i; 2]; T]) -> [[__m256i; 2]; T] {
     for sum in sums.as_flattened_mut() {
         *sum = _mm256_madd_epi16(*sum, _mm256_set1_epi16(1));
     }

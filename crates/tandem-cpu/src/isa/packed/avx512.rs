@@ -6,12 +6,12 @@
 
 use std::arch::x86_64::*;
 
-use tandem_memory::PackedType;
-
 use crate::prefetch::{AHEAD, prefetch};
 
 use super::avx2::Avx2;
-use super::{CHAINS, PackedKernels, QuantizedBlock, Tile, TileScales, TileSums, Tokens};
+use super::{
+    CHAINS, PackedKernels, QuantizedBlock, Quants, Tile, TileScales, TileSums, Tokens, WIDE_BYTES,
+};
 
 /// The packed kernels for machines with AVX-512 VNNI. A value is the proof that this machine has it.
 pub(in crate::isa) struct Avx512 {
@@ -32,6 +32,10 @@ impl Avx512 {
 impl PackedKernels for Avx512 {
     fn quantize(&self, x: &[f32], out: &mut [QuantizedBlock]) {
         self.avx2.quantize(x, out);
+    }
+
+    fn widen(&self, quants: &[u8], out: &mut [u8]) {
+        self.avx2.widen(quants, out);
     }
 
     fn batch(&self) -> usize {
@@ -68,8 +72,9 @@ unsafe fn dots<const N: usize, const T: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         match tiles[0].kind {
-            PackedType::Q4_0 => blocks(tiles, x, sums, |quants, x| whole_dots_q4_0(quants, x)),
-            PackedType::Q8_0 => blocks(tiles, x, sums, |quants, x| whole_dots_q8_0(quants, x)),
+            Quants::Q4_0 => blocks(tiles, x, sums, |quants, x| whole_dots_q4_0(quants, x)),
+            Quants::WideQ4_0 => blocks(tiles, x, sums, |quants, x| whole_dots_wide(quants, x)),
+            Quants::Q8_0 => blocks(tiles, x, sums, |quants, x| whole_dots_q8_0(quants, x)),
         }
     }
 }
@@ -156,6 +161,19 @@ fn whole_dots_q4_0<const N: usize, const T: usize>(
         let high = packed.map(|q| _mm512_and_si512(_mm512_srli_epi16::<4>(q), mask));
         add_group(&mut sums, low, x, group);
         add_group(&mut sums, high, x, group + 4);
+    }
+    sums
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn whole_dots_wide<const N: usize, const T: usize>(
+    quants: [&[u8; WIDE_BYTES]; N],
+    x: [&QuantizedBlock; T],
+) -> [[__m512i; T]; N] {
+    let mut sums = [x.map(|x| _mm512_set1_epi32(x.offset)); N];
+    for group in 0..8 {
+        add_group(&mut sums, quants.map(|quants| quants_at(quants, group)), x, group);
     }
     sums
 }

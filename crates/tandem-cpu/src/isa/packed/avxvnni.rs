@@ -7,10 +7,8 @@
 
 use std::arch::x86_64::*;
 
-use tandem_memory::PackedType;
-
 use super::avx2::{self, Avx2, group_of, nibbles, quants_at};
-use super::{CHAINS, PackedKernels, QuantizedBlock, Tile, TileSums, Tokens};
+use super::{CHAINS, PackedKernels, QuantizedBlock, Quants, Tile, TileSums, Tokens, WIDE_BYTES};
 
 /// The packed kernels for machines with AVX-VNNI. A value is the proof that this machine has it.
 pub(in crate::isa) struct AvxVnni {
@@ -28,6 +26,10 @@ impl AvxVnni {
 impl PackedKernels for AvxVnni {
     fn quantize(&self, x: &[f32], out: &mut [QuantizedBlock]) {
         self.avx2.quantize(x, out);
+    }
+
+    fn widen(&self, quants: &[u8], out: &mut [u8]) {
+        self.avx2.widen(quants, out);
     }
 
     fn batch(&self) -> usize {
@@ -59,8 +61,9 @@ unsafe fn dots<const T: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         match tile.kind {
-            PackedType::Q4_0 => avx2::blocks(tile, x, sums, |quants, x| whole_dots_q4_0(quants, x)),
-            PackedType::Q8_0 => avx2::blocks(tile, x, sums, |quants, x| whole_dots_q8_0(quants, x)),
+            Quants::Q4_0 => avx2::blocks(tile, x, sums, |quants, x| whole_dots_q4_0(quants, x)),
+            Quants::WideQ4_0 => avx2::blocks(tile, x, sums, |quants, x| whole_dots_wide(quants, x)),
+            Quants::Q8_0 => avx2::blocks(tile, x, sums, |quants, x| whole_dots_q8_0(quants, x)),
         }
     }
 }
@@ -76,6 +79,19 @@ fn whole_dots_q4_0<const T: usize>(
         for (n, q) in nibbles(quants_at(quants, group)).into_iter().enumerate() {
             add_group(&mut sums, q, x, group + 4 * n);
         }
+    }
+    sums
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+#[inline]
+fn whole_dots_wide<const T: usize>(
+    quants: &[u8; WIDE_BYTES],
+    x: [&QuantizedBlock; T],
+) -> [[__m256i; 2]; T] {
+    let mut sums = x.map(|x| [_mm256_set1_epi32(x.offset); 2]);
+    for group in 0..8 {
+        add_group(&mut sums, quants_at(quants, group), x, group);
     }
     sums
 }

@@ -7,7 +7,7 @@ use std::hint::black_box;
 use tandem_memory::PackedType;
 use tandem_memory::packed::{BLOCK_COLS, TILE_ROWS};
 
-use super::{PackedKernels, QuantizedBlock, Tile, Tokens, scales_of};
+use super::{PackedKernels, QuantizedBlock, Quants, Tile, Tokens, scales_of};
 
 /// The packed kernels in plain Rust.
 pub(in crate::isa) struct Generic;
@@ -28,11 +28,12 @@ impl PackedKernels for Generic {
     fn tile_dots(&self, tile: Tile<'_>, mut tokens: Tokens<'_, '_, 1>) {
         while let Some(([x], [[sums]])) = tokens.take::<1>() {
             sums.fill(0.0);
-            let quants = tile.quants.chunks_exact(tile.kind.quant_bytes());
+            let quants = tile.quants.chunks_exact(tile.kind.bytes());
             for ((quants, scales), x) in quants.zip(tile.scales).zip(*x) {
                 let dots = match tile.kind {
-                    PackedType::Q4_0 => q4_0(quants, x),
-                    PackedType::Q8_0 => q8_0(quants, x),
+                    Quants::Q4_0 => q4_0(quants, x),
+                    Quants::WideQ4_0 => wide(quants, x, x.offset, i32::from),
+                    Quants::Q8_0 => q8_0(quants, x),
                 };
                 for ((sum, dot), scale) in sums.iter_mut().zip(dots).zip(scales) {
                     *sum += dot as f32 * (scale.to_f32() * x.scale);
@@ -92,12 +93,23 @@ fn q4_0(quants: &[u8], x: &QuantizedBlock) -> [i32; TILE_ROWS] {
 
 /// As [`q4_0`].
 fn q8_0(quants: &[u8], x: &QuantizedBlock) -> [i32; TILE_ROWS] {
-    let mut dots = [0; TILE_ROWS];
+    wide(quants, x, 0, |quant| i32::from(quant.cast_signed()))
+}
+
+/// As [`q4_0`], of quants with a byte each, which `decode` knows; sums begin at `start`.
+#[inline(always)]
+fn wide(
+    quants: &[u8],
+    x: &QuantizedBlock,
+    start: i32,
+    decode: impl Fn(u8) -> i32,
+) -> [i32; TILE_ROWS] {
+    let mut dots = [start; TILE_ROWS];
     let groups = quants.as_chunks::<{ 4 * TILE_ROWS }>().0;
     for (rows, x) in groups.iter().zip(x.values.as_chunks::<4>().0) {
         for (dot, row) in dots.iter_mut().zip(rows.as_chunks::<4>().0) {
             for i in 0..4 {
-                *dot += i32::from(row[i] as i8) * i32::from(x[i]);
+                *dot += decode(row[i]) * i32::from(x[i]);
             }
         }
     }

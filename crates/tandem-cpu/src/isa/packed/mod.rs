@@ -58,7 +58,7 @@ mod avxvnni;
 mod generic;
 
 use half::f16;
-use tandem_memory::packed::TILE_ROWS;
+use tandem_memory::packed::{BLOCK_COLS, TILE_ROWS};
 use tandem_memory::{PackedType, QuantizedBlock};
 
 pub(super) use generic::Generic;
@@ -68,10 +68,35 @@ pub(super) use {avx2::Avx2, avx512::Avx512, avxvnni::AvxVnni};
 /// Sums of one token for the rows of a tile.
 pub(crate) type TileSums = [f32; TILE_ROWS];
 
+/// How a tile's quants lie in memory.
+#[derive(Clone, Copy, Debug)]
+enum Quants {
+    /// Packed, two in a byte.
+    Q4_0,
+    /// Those, offset and all, in the order of q8_0 and a byte each: what [`PackedKernels::widen`] makes.
+    WideQ4_0,
+    /// Packed.
+    Q8_0,
+}
+
+impl Quants {
+    /// Bytes of a block's quants in a tile.
+    const fn bytes(self) -> usize {
+        match self {
+            Self::Q4_0 => PackedType::Q4_0.quant_bytes(),
+            Self::WideQ4_0 => WIDE_BYTES,
+            Self::Q8_0 => PackedType::Q8_0.quant_bytes(),
+        }
+    }
+}
+
+/// Bytes of a block's quants with a byte each.
+pub(crate) const WIDE_BYTES: usize = TILE_ROWS * BLOCK_COLS;
+
 /// A tile of packed weights.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<'a> {
-    kind: PackedType,
+    kind: Quants,
     /// `[block][group][row][4 bytes]`.
     quants: &'a [u8],
     /// `[block][row]`.
@@ -96,9 +121,22 @@ impl<'a> Tiles<'a> {
         blocks: usize,
         (quants, scales): (&'a [u8], &'a [f16]),
     ) -> Self {
+        let kind = match kind {
+            PackedType::Q4_0 => Quants::Q4_0,
+            PackedType::Q8_0 => Quants::Q8_0,
+        };
+        Self::of(kind, blocks, quants, scales)
+    }
+
+    /// As [`Self::new`], of q4_0 tiles whose quants have been [widened](PackedKernels::widen).
+    pub(crate) fn wide(blocks: usize, quants: &'a [u8], scales: &'a [f16]) -> Self {
+        Self::of(Quants::WideQ4_0, blocks, quants, scales)
+    }
+
+    fn of(kind: Quants, blocks: usize, quants: &'a [u8], scales: &'a [f16]) -> Self {
         let (scales, rest) = scales.as_chunks::<TILE_ROWS>();
         assert!(rest.is_empty(), "scales of whole blocks");
-        assert_eq!(quants.len(), scales.len() * kind.quant_bytes(), "quants of {kind:?}");
+        assert_eq!(quants.len(), scales.len() * kind.bytes(), "quants of {kind:?}");
         assert!(scales.len().is_multiple_of(blocks), "tiles of {blocks} blocks");
         Self { all: Tile { kind, quants, scales }, blocks }
     }
@@ -111,7 +149,7 @@ impl<'a> Tiles<'a> {
     fn tile(&self, index: usize) -> Tile<'a> {
         let Tile { kind, quants, scales } = self.all;
         let blocks = index * self.blocks..(index + 1) * self.blocks;
-        let bytes = kind.quant_bytes();
+        let bytes = kind.bytes();
         let quants = &quants[blocks.start * bytes..blocks.end * bytes];
         Tile { kind, quants, scales: &scales[blocks] }
     }
@@ -124,6 +162,15 @@ pub(crate) trait PackedKernels: Sync {
 
     /// Tokens that are best taken at a time: as many as there are registers for.
     fn batch(&self) -> usize;
+
+    /// Gives each quant of packed q4_0 blocks a byte of its own, offset and all, in the order of q8_0: what every batch of
+    /// tokens would have to do again, an eighth of its arithmetic (AVX2).
+    ///
+    /// # Panics
+    /// When `out` is not twice as long as `quants`, or they are not whole blocks.
+    fn widen(&self, quants: &[u8], out: &mut [u8]) {
+        widen(quants, out);
+    }
 
     /// Leaves in each token's sums the dot products of the tile's rows and the token's activations. Every token has as
     /// many blocks as the tile.
@@ -170,6 +217,21 @@ pub(crate) trait PackedKernels: Sync {
     /// Multiplies and adds 8-bit numbers that never leave registers, with the instructions that [`Self::dots`] uses;
     /// answers how many multiplications that were. For measuring what the arithmetic allows.
     fn multiply_adds(&self, rounds: usize) -> usize;
+}
+
+/// As [`PackedKernels::widen`], for whichever instructions the caller is compiled with.
+#[inline(always)]
+fn widen(quants: &[u8], out: &mut [u8]) {
+    const PACKED: usize = PackedType::Q4_0.quant_bytes();
+    let (quants, rest) = quants.as_chunks::<PACKED>();
+    let (out, out_rest) = out.as_chunks_mut::<WIDE_BYTES>();
+    assert!(rest.is_empty() && out_rest.is_empty() && quants.len() == out.len(), "whole blocks");
+    for (quants, out) in quants.iter().zip(out) {
+        let (low, high) = out.split_at_mut(PACKED);
+        for ((low, high), quants) in low.iter_mut().zip(high).zip(quants) {
+            (*low, *high) = (quants & 15, quants >> 4);
+        }
+    }
 }
 
 /// Tokens that count as few: weights that come from memory take longer than the arithmetic.

@@ -2,27 +2,31 @@
 //!
 //! With many tokens, a few tiles of 16 rows are multiplied with as many tokens at a time as there are registers for: the
 //! tokens lie in the first-level cache for all of the tiles, and the tiles in the second-level one for all tokens of an
-//! item. With few tokens, tiles are taken from one end to the other, as they come from memory.
+//! item; where there are tokens enough, quants of 4 bits are given a byte each before. With few tokens, tiles are taken from
+//! one end to the other, as they come from memory.
 
 use std::ops::{Range, RangeInclusive};
 
 use tandem_memory::packed::TILE_ROWS;
-use tandem_memory::{PackedMatrix, QuantizedBlock};
+use tandem_memory::{PackedMatrix, PackedType, QuantizedBlock};
 
 use super::{Cut, Output};
-use crate::isa::{PackedKernels, TileSums, Tiles};
+use crate::isa::{PackedKernels, TileSums, Tiles, WIDE_BYTES};
 use crate::ops::Input;
 use crate::scratch::with_scratch;
 
-/// Rows of activations that an item has, at most. With 4096 columns they are 650 KB, which come by for every few tiles of
-/// weights; with half as many the weights come by twice, most of them from memory.
-const MAX_ROWS: usize = 128;
+/// Rows of activations that an item has, at most. With 4096 columns they are 1.3 MB, which come by for every few tiles of
+/// weights, slowly enough for any cache; with half as many the weights come by twice, most of them from memory, and are
+/// widened twice: prompts of 512 tokens take 2 % longer.
+const MAX_ROWS: usize = 256;
 /// Rows of activations that count as few.
 const FEW: usize = 8;
 /// Columns of the tiles that are taken at a time where there are many tokens, all tiles together: of q4_0 147 KB.
 const TILE_COLS: usize = 4 * 4096;
 /// How many tiles that may be. Each is a cache line of every token's results.
 const TILES: RangeInclusive<usize> = 4..=16;
+/// Batches of tokens that it takes to give 4-bit quants a byte each: that costs as much as it saves two of them.
+const WIDE_BATCHES: usize = 4;
 /// Work items a thread should find, so that threads of different speed end together.
 const ITEMS_PER_THREAD: usize = 64;
 /// Weights times tokens below which an item costs more to hand out than to do: half a microsecond of memory.
@@ -74,12 +78,21 @@ pub(super) fn run(
     };
     // A batch has one token at least, whatever its rows.
     let room = step * x_rows.min(most.max(planes));
-    with_scratch([room, step], |[sums, row]| {
+    let widened = kind == PackedType::Q4_0 && x_rows >= WIDE_BATCHES * most;
+    let wide = if widened { step / TILE_ROWS * blocks * WIDE_BYTES } else { 0 };
+    with_scratch([room, step, wide / size_of::<f32>()], |[sums, row, wide]| {
         let sums = sums.as_chunks_mut::<TILE_ROWS>().0;
         for first in rows.clone().step_by(step) {
             let rows = first..(first + step).min(rows.end);
             let at = first / TILE_ROWS..rows.end.div_ceil(TILE_ROWS);
-            let tiles = Tiles::new(kind, blocks, weights.tiles(at));
+            let (quants, scales) = weights.tiles(at);
+            let tiles = if widened {
+                let wide = &mut bytemuck::cast_slice_mut(wide)[..2 * quants.len()];
+                kernels.widen(quants, wide);
+                Tiles::wide(blocks, wide, scales)
+            } else {
+                Tiles::new(kind, blocks, (quants, scales))
+            };
             for batch in batches(tokens.len(), most / planes) {
                 let x = &x[batch.start * planes..batch.end * planes];
                 let batch = tokens.start + batch.start..tokens.start + batch.end;

@@ -4,7 +4,7 @@
 //
 // Compiled for BITS (4 or 8), PLANES (1, or 2 where there is a second plane of what the first leaves out), TOKENS and
 // TILES (how many of each a team takes), PRODUCTS (matrices with the same input, 1 to 3), TENSOR (1 for NVIDIA's tensor
-// cores). `blocks` are columns / 32; `scales_from` is where a matrix's scales begin, in bytes; `rows` are those that are
+// cores), FEW (1 where those add up in the order of a single token). `blocks` are columns / 32; `scales_from` is where a matrix's scales begin, in bytes; `rows` are those that are
 // computed, which come first in it. `flags` say what becomes of the product.
 
 #define HAS_BIAS 1u // there is a bias to be added
@@ -16,6 +16,7 @@
 #define HELD_ROWS ROWS
 #define HELD_ROW(i) (i)
 #define SUMS (TILES * ROWS)
+#define COPIES 1
 #define SHARERS MATMUL_TEAMS
 #define SHARER MATMUL_TEAM
 #endif
@@ -105,7 +106,7 @@ inline void store_rows(Reals sum, global const float *bias, uint row, uint rows,
 }
 
 #if MATMUL_TEAMS > 1
-#define PARTIAL local float partial[SHARERS * TOKENS * LANES];
+#define PARTIAL local float partial[COPIES * SHARERS * TOKENS * LANES];
 #else
 #define PARTIAL local float partial[1];
 #endif
@@ -123,7 +124,9 @@ inline void store_tiles(const Reals *sums, local float *partial, global const fl
 #else
     for (uint n = 0; n < TILES; n++) {
 #if TENSOR
-        put_tile(sums + n * (SUMS / TILES), partial + SHARER * TOKENS * LANES);
+        for (uint c = 0; c < COPIES; c++) {
+            put_tile(sums + c * SUMS + n * (SUMS / TILES), partial + (c * SHARERS + SHARER) * TOKENS * LANES);
+        }
 #else
         for (uint t = 0; t < TOKENS; t++) {
             partial[(TEAM * TOKENS + t) * LANES + LANE] = of_token(sums + n * ROWS, t);
@@ -133,7 +136,7 @@ inline void store_tiles(const Reals *sums, local float *partial, global const fl
         for (uint i = get_local_id(0); i < TOKENS * LANES; i += GROUP) {
             const uint token = first + i / LANES, row = (tile + n) * LANES + i % LANES;
             float sum = 0.0f;
-            for (uint team = 0; team < SHARERS; team++) {
+            for (uint team = 0; team < COPIES * SHARERS; team++) {
                 sum += partial[team * TOKENS * LANES + i];
             }
             if (token < end && row < rows) {
@@ -191,8 +194,8 @@ MATMUL_KERNEL matvec(MATRICES, const uint blocks, IN(x), const uint tokens, cons
             const uint r = HELD_ROW(i);
             x_rows[i] = min(first + r / PLANES, tokens - 1) + r % PLANES * tokens;
         }
-        Reals sums[SUMS];
-        for (uint s = 0; s < SUMS; s++) {
+        Reals sums[COPIES * SUMS];
+        for (uint s = 0; s < COPIES * SUMS; s++) {
             sums[s] = (Reals)(0.0f);
         }
         add_blocks(weights, scales_from, (rows + LANES - 1) / LANES, blocks, tile, SHARER, SHARERS, x, x_rows, sums);
@@ -220,8 +223,8 @@ MATMUL_KERNEL matmul(PRODUCT(0), const uint blocks, IN(x), const uint tokens, co
         const uint r = HELD_ROW(i);
         x_rows[i] = min(first + r / PLANES, tokens - 1) + r % PLANES * tokens;
     }
-    Reals sums[SUMS];
-    for (uint s = 0; s < SUMS; s++) {
+    Reals sums[COPIES * SUMS];
+    for (uint s = 0; s < COPIES * SUMS; s++) {
         sums[s] = (Reals)(0.0f);
     }
     add_blocks(weights, scales_from, tiles, blocks, tile, 0, 1, x, x_rows, sums);
@@ -276,8 +279,8 @@ MATMUL_KERNEL experts(IN(weights), EXPERT_MATRICES, const uint scales_from, cons
             const uint use = min(first + r / PLANES, end - 1);
             x_rows[i] = ((flags & SELECT) ? min(use_tokens[use], inputs - 1) : use) + r % PLANES * inputs;
         }
-        Reals sums[SUMS];
-        for (uint s = 0; s < SUMS; s++) {
+        Reals sums[COPIES * SUMS];
+        for (uint s = 0; s < COPIES * SUMS; s++) {
             sums[s] = (Reals)(0.0f);
         }
         add_blocks(weights + matrices[expert], scales_from, (rows + LANES - 1) / LANES, blocks, tile, SHARER,

@@ -57,8 +57,16 @@ inline float2 two_halves(uint x) {
 #define HELD_ROWS (3 * EIGHTS)
 #define HELD_ROW(i) ((i) / 3 * 8 + ((i) % 3 == 0 ? PAIR : 2 * PART + (i) % 3 - 1))
 #define SUMS (TILES * EIGHTS * 4)
+#if FEW
+// Of few tokens a result must not depend on how many there are. One alone is added up by TEAMS teams, so a warp, of which
+// there are fewer, adds up what several of those do, apart.
+#define COPIES (TEAMS / SHARERS)
+#define BLOCKS_AHEAD COPIES
+#else
+#define COPIES 1
 // Blocks that are asked for at once: there are only so many registers.
 #define BLOCKS_AHEAD (SUMS <= 4 ? 4 : SUMS <= 8 ? 2 : 1)
+#endif
 
 inline int4 multiply(uint4 a, uint2 b, int4 c) {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -135,7 +143,7 @@ inline void add_blocks(global const uchar *weights, uint scales_from, uint tiles
                 for (uint e = 0; e < EIGHTS; e++) {
                     const float scale0 = as_float(rest[k][e][0].x), scale1 = as_float(rest[k][e][1].x);
                     const float4 d = convert_float4(dots[t][e]);
-                    float *s = sums + (t * EIGHTS + e) * 4;
+                    float *s = sums + ((COPIES > 1 ? k * TILES : 0) + t) * EIGHTS * 4 + e * 4;
                     s[0] += d.x * (scale.x * scale0);
                     s[1] += d.y * (scale.x * scale1);
                     s[2] += d.z * (scale.y * scale0);

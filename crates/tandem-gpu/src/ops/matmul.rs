@@ -19,6 +19,8 @@ pub(crate) const MATMUL: Source = Source {
 };
 /// Up to so many tokens the columns of a tile are shared out, since there are too few tiles to keep a device busy.
 const FEW_TOKENS: usize = 8;
+/// Work-groups of a compute unit from which on tensor cores pay for few tokens: those of an lm_head.
+const GROUPS_OF_UNIT: usize = 4;
 /// Tokens of a prompt's batch.
 const PROMPT: usize = 256;
 /// Tiles, and blocks of tokens, of a work-group.
@@ -105,6 +107,8 @@ struct Cut {
     columns_are_shared: bool,
     /// Whether tensor cores multiply.
     tensor: bool,
+    /// Whether those add up in the order of a single token.
+    few: bool,
 }
 
 impl Cut {
@@ -112,8 +116,15 @@ impl Cut {
     /// number, so that results do not depend on it.
     fn of(gpu: &Gpu, rows: usize, tokens: usize, planes: usize) -> Self {
         let units = gpu.device().info().compute_units as usize;
-        if tokens > FEW_TOKENS && gpu.path().has_tensor_cores(gpu.device().info()) {
-            return Self::of_tensor_cores(2, planes);
+        if gpu.path().has_tensor_cores(gpu.device().info()) {
+            if tokens > FEW_TOKENS {
+                return Self::of_tensor_cores(2, planes);
+            }
+            let cut = Self { few: true, ..Self::of_tensor_cores(1, planes) };
+            // Smaller ones are read in less time than it takes to begin.
+            if tokens > 2 && planes == 1 && rows >= GROUPS_OF_UNIT * units * cut.tiles * LANES {
+                return cut;
+            }
         }
         let (most_tokens, most_tiles) = gpu.path().team(planes);
         let few = tokens <= FEW_TOKENS;
@@ -124,7 +135,7 @@ impl Cut {
         let items = rows * PROMPT / (most_tokens * most_tiles);
         let columns_are_shared =
             few || gpu.path() == Path::Vector || items < units * gpu.path().items_of_unit();
-        Self { planes, tokens, tiles, columns_are_shared, tensor: false }
+        Self { planes, tokens, tiles, columns_are_shared, tensor: false, few: false }
     }
 
     /// For tensor cores, with so many times 8 rows of activations.
@@ -135,6 +146,7 @@ impl Cut {
             tiles: 2 * eights,
             columns_are_shared: true,
             tensor: true,
+            few: false,
         }
     }
 
@@ -157,11 +169,11 @@ impl Cut {
         let one = has_tensor_cores && is_long && average == 1;
         let tokens = if one { 1 } else { (2 * average).next_power_of_two().min(most_tokens) };
         let tiles = if tokens == most_tokens { most_tiles } else { 1 };
-        Self { planes, tokens, tiles, columns_are_shared: true, tensor: false }
+        Self { planes, tokens, tiles, columns_are_shared: true, tensor: false, few: false }
     }
 
     /// What the kernels are compiled for.
-    fn defines(self, kind: PackedType, products: usize) -> [(&'static str, usize); 6] {
+    fn defines(self, kind: PackedType, products: usize) -> [(&'static str, usize); 7] {
         let Self { planes, tokens, tiles, .. } = self;
         [
             ("BITS", bits(kind)),
@@ -170,6 +182,7 @@ impl Cut {
             ("TILES", tiles),
             ("PRODUCTS", products),
             ("TENSOR", usize::from(self.tensor)),
+            ("FEW", usize::from(self.few)),
         ]
     }
 

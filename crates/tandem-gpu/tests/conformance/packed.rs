@@ -288,13 +288,20 @@ fn what_is_not_finite_stays_in_its_token() {
 
 #[test]
 fn results_do_not_depend_on_company() {
+    const FEW: &[(usize, &[(usize, usize)])] = &[(8, &[(0, 1), (3, 2), (2, 5)])];
+    const ANY: &[(usize, &[(usize, usize)])] = &[FEW[0], (40, &[(0, 9), (20, 17)])];
     on_every_gpu(|what, gpu| {
         let mut rng = Rng::new(34);
-        let (rows, cols, tokens) = (50, 448, 40);
-        for (kind, precision) in KINDS.into_iter().zip(PRECISIONS) {
+        let of_bits = |(rows, cols, sets), precisions: [Precision; 2]| {
+            KINDS.into_iter().zip(precisions).map(move |with| (rows, cols, sets, with))
+        };
+        let small = of_bits((50, 448, ANY), PRECISIONS);
+        // Where a matrix is as large as an lm_head, tensor cores may take few tokens.
+        let large = of_bits((17_000, 1088, FEW), [Precision::Bits8; 2]);
+        for (rows, cols, sets, (kind, precision)) in small.chain(large) {
             let weights = Packed::random(&mut rng, kind, rows, cols);
             let bytes = gpu.upload(&weights.bytes).unwrap();
-            let x = numbers(&mut rng, tokens * cols);
+            let x = numbers(&mut rng, 40 * cols);
             let run = |first: usize, count: usize| {
                 let x = &x[first * cols..(first + count) * cols];
                 let start = vec![0.0; count * rows];
@@ -302,11 +309,12 @@ fn results_do_not_depend_on_company() {
                 product(gpu, layout, &bytes, None, x, precision, Output::Replace, &start).0
             };
             // Few tokens and many are added up in different orders, but each in one of its own.
-            for (all, parts) in [(8, [(0, 1), (3, 2)]), (40, [(0, 9), (20, 17)])] {
+            for &(all, parts) in sets {
                 let whole = run(0, all);
-                for (first, count) in parts {
+                for &(first, count) in parts {
                     let part = run(first, count);
-                    assert!(part == whole[first * rows..(first + count) * rows], "{what} {kind:?}");
+                    let same = part == whole[first * rows..(first + count) * rows];
+                    assert!(same, "{what} {kind:?} {rows} x {cols}, {count} of {all}");
                 }
             }
         }

@@ -29,8 +29,9 @@ pub struct WeightStore {
     places: Places,
 }
 
-/// Where each tensor lies, by [`TensorId::index`]: an executor looks up dozens in every layer of every token.
+/// Where each tensor lies, in catalogue order: an executor looks up dozens in every layer of every token.
 struct Places {
+    n_layers: usize,
     n_experts: usize,
     places: Vec<Placed>,
 }
@@ -39,7 +40,7 @@ impl std::ops::Index<TensorId> for Places {
     type Output = Placed;
 
     fn index(&self, id: TensorId) -> &Placed {
-        &self.places[id.index(self.n_experts)]
+        &self.places[id.index(self.n_layers, self.n_experts)]
     }
 }
 
@@ -130,10 +131,10 @@ impl WeightStore {
         threads: usize,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self, MemoryError> {
-        let (places, order, total) = place(checkpoint, packing);
+        let (places, total) = place(checkpoint, packing);
         let mut buffer = allocator.zeroed(total)?;
         buffer.advise_huge_pages();
-        let tasks = read_tasks(checkpoint, &places, &order, buffer.as_mut_slice());
+        let tasks = read_tasks(checkpoint, &places, buffer.as_mut_slice());
         let queue = Mutex::new(tasks.into_iter());
         let failed = Mutex::new(None);
         std::thread::scope(|scope| {
@@ -275,39 +276,34 @@ impl Form {
     }
 }
 
-/// Lays the tensors out in catalogue order; answers places, order and total bytes.
-fn place(checkpoint: &Checkpoint, packing: Packing) -> (Places, Vec<TensorId>, usize) {
-    let n_experts = checkpoint.config().n_experts;
-    let mut placed = Vec::new();
+/// Lays the tensors out in catalogue order; answers places and total bytes.
+fn place(checkpoint: &Checkpoint, packing: Packing) -> (Places, usize) {
+    let (n_layers, n_experts) = (checkpoint.config().n_layers, checkpoint.config().n_experts);
+    let mut places = Vec::new();
     let mut end = 0usize;
     for (id, entry) in checkpoint.tensors() {
         let form = Form::of(id, &entry, packing);
         let offset = end.next_multiple_of(TENSOR_ALIGN);
         end = offset + form.n_bytes();
-        placed.push((id, Placed { form, offset }));
+        places.push(Placed { form, offset });
     }
-    let order = placed.iter().map(|&(id, _)| id).collect();
-    placed.sort_unstable_by_key(|(id, _)| id.index(n_experts));
-    let places = placed.into_iter().map(|(_, placed)| placed).collect();
-    (Places { n_experts, places }, order, end)
+    (Places { n_layers, n_experts, places }, end)
 }
 
 /// Cuts the buffer into one piece per task.
 fn read_tasks<'a>(
     checkpoint: &Checkpoint,
     places: &Places,
-    order: &[TensorId],
     buffer: &'a mut [u8],
 ) -> Vec<ReadTask<'a>> {
     let mut tasks = Vec::new();
     let mut rest = buffer;
     let mut at = 0;
-    for &id in order {
-        let Placed { form, offset } = places[id];
+    for ((id, entry), &Placed { form, offset }) in checkpoint.tensors().zip(&places.places) {
         let (place, after) = rest.split_at_mut(offset - at).1.split_at_mut(form.n_bytes());
         rest = after;
         at = offset + form.n_bytes();
-        tasks.extend(form.tasks(id, checkpoint.entry(id), place));
+        tasks.extend(form.tasks(id, entry, place));
     }
     tasks
 }

@@ -155,16 +155,16 @@ impl TensorId {
         matches!(self.component(), Component::Norm | Component::Bias)
     }
 
-    /// The tensor's place among all of a model with so many experts, counted from 0 in no particular order.
-    pub fn index(self, n_experts: usize) -> usize {
-        let layer_tensors = DENSE.len() + 3 * n_experts;
+    /// The tensor's place in the [`catalogue`] of a model of so many layers with so many experts each.
+    pub fn index(self, n_layers: usize, n_experts: usize) -> usize {
+        let layer = |layer: usize| 1 + layer * (DENSE.len() + 3 * n_experts);
         match self {
             Self::TokenEmbedding => 0,
-            Self::OutputNormWeight => 1,
-            Self::OutputNormBias => 2,
-            Self::LmHeadWeight => 3,
-            Self::LmHeadBias => 4,
-            Self::Layer(layer, tensor) => 5 + usize::from(layer) * layer_tensors + tensor.index(),
+            Self::Layer(index, tensor) => layer(usize::from(index)) + tensor.index(n_experts),
+            Self::OutputNormWeight => layer(n_layers),
+            Self::OutputNormBias => layer(n_layers) + 1,
+            Self::LmHeadWeight => layer(n_layers) + 2,
+            Self::LmHeadBias => layer(n_layers) + 3,
         }
     }
 
@@ -241,9 +241,10 @@ impl TensorId {
 }
 
 impl LayerTensor {
-    /// The tensor's place among those of a layer: [`DENSE`] ones first, then expert after expert.
-    fn index(self) -> usize {
-        let expert = |expert: u16, kind: usize| DENSE.len() + 3 * usize::from(expert) + kind;
+    /// The tensor's place among those of a layer: [`DENSE`] ones first, then all experts of a kind after those of another.
+    fn index(self, n_experts: usize) -> usize {
+        let expert =
+            |expert: u16, kind: usize| DENSE.len() + kind * n_experts + usize::from(expert);
         match self {
             Self::AttnNormWeight => 0,
             Self::AttnNormBias => 1,
@@ -328,8 +329,8 @@ mod tests {
         let names: BTreeSet<String> = ids.iter().map(|t| t.hf_name()).collect();
         assert_eq!(names, expected);
         assert_eq!(ids.len(), 1957);
-        let places: BTreeSet<usize> = ids.iter().map(|t| t.index(config.n_experts)).collect();
-        assert!(places.into_iter().eq(0..ids.len()), "each tensor has a place of its own");
+        let places = ids.iter().map(|t| t.index(config.n_layers, config.n_experts));
+        assert!(places.eq(0..ids.len()), "places are those of the catalogue");
         let weights: usize = ids.iter().map(|t| t.len(&config)).sum();
         assert_eq!(weights, 3_755_220_288);
     }

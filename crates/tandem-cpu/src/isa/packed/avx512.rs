@@ -171,23 +171,31 @@ fn whole_dots_wide<const N: usize, const T: usize>(
     quants: [&[u8; WIDE_BYTES]; N],
     x: [&QuantizedBlock; T],
 ) -> [[__m512i; T]; N] {
-    let mut sums = [x.map(|x| _mm512_set1_epi32(x.offset)); N];
-    for group in 0..8 {
-        add_group(&mut sums, quants.map(|quants| quants_at(quants, group)), x, group);
-    }
-    sums
+    wide_dots(quants, x, 1, |q| q)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
 fn whole_dots_q8_0<const N: usize, const T: usize>(
-    quants: [&[u8; 512]; N],
+    quants: [&[u8; WIDE_BYTES]; N],
     x: [&QuantizedBlock; T],
 ) -> [[__m512i; T]; N] {
     let flip = _mm512_set1_epi8(i8::MIN);
-    let mut sums = [x.map(|x| _mm512_set1_epi32(16 * x.offset)); N];
+    wide_dots(quants, x, 16, |q| _mm512_xor_si512(q, flip))
+}
+
+/// Of quants with a byte each, that `unsigned` gives an offset of 8 times `offsets`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn wide_dots<const N: usize, const T: usize>(
+    quants: [&[u8; WIDE_BYTES]; N],
+    x: [&QuantizedBlock; T],
+    offsets: i32,
+    unsigned: impl Fn(__m512i) -> __m512i,
+) -> [[__m512i; T]; N] {
+    let mut sums = [x.map(|x| _mm512_set1_epi32(offsets * x.offset)); N];
     for group in 0..8 {
-        let q = quants.map(|quants| _mm512_xor_si512(quants_at(quants, group), flip));
+        let q = quants.map(|quants| unsigned(quants_at(quants, group)));
         add_group(&mut sums, q, x, group);
     }
     sums

@@ -89,23 +89,31 @@ fn whole_dots_wide<const T: usize>(
     quants: &[u8; WIDE_BYTES],
     x: [&QuantizedBlock; T],
 ) -> [[__m256i; 2]; T] {
-    let mut sums = x.map(|x| [_mm256_set1_epi32(x.offset); 2]);
-    for group in 0..8 {
-        add_group(&mut sums, quants_at(quants, group), x, group);
-    }
-    sums
+    wide_dots(quants, x, 1, |q| q)
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 #[inline]
 fn whole_dots_q8_0<const T: usize>(
-    quants: &[u8; 512],
+    quants: &[u8; WIDE_BYTES],
     x: [&QuantizedBlock; T],
 ) -> [[__m256i; 2]; T] {
     let flip = _mm256_set1_epi8(i8::MIN);
-    let mut sums = x.map(|x| [_mm256_set1_epi32(16 * x.offset); 2]);
+    wide_dots(quants, x, 16, |q| _mm256_xor_si256(q, flip))
+}
+
+/// Of quants with a byte each, that `unsigned` gives an offset of 8 times `offsets`.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+#[inline]
+fn wide_dots<const T: usize>(
+    quants: &[u8; WIDE_BYTES],
+    x: [&QuantizedBlock; T],
+    offsets: i32,
+    unsigned: impl Fn(__m256i) -> __m256i,
+) -> [[__m256i; 2]; T] {
+    let mut sums = x.map(|x| [_mm256_set1_epi32(offsets * x.offset); 2]);
     for group in 0..8 {
-        let q = quants_at(quants, group).map(|q| _mm256_xor_si256(q, flip));
+        let q = quants_at(quants, group).map(|q| unsigned(q));
         add_group(&mut sums, q, x, group);
     }
     sums

@@ -113,7 +113,7 @@ fn wide_dots<const T: usize>(
 ) -> [[__m256i; 2]; T] {
     let mut sums = x.map(|x| [_mm256_set1_epi32(offsets * x.offset); 2]);
     for group in 0..8 {
-        let q = quants_at(quants, group).map(|q| unsigned(q));
+        let q = quants_at(quants, group).map(&unsigned);
         add_group(&mut sums, q, x, group);
     }
     sums
